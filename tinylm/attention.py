@@ -51,7 +51,7 @@ class CausalSelfAttention(nn.Module):
         dropout:float=0., # the share of weights that training drops at random
     ):
         super().__init__()
-        if n_embd % n_head: raise ValueError(f'n_embd {n_embd} is not divisible by n_head {n_head}')
+        if n_head < 1 or n_embd % n_head: raise ValueError(f'n_embd {n_embd} is not divisible by n_head {n_head}')
         self.n_head, self.dropout = n_head, dropout
         self.qkv = nn.Linear(n_embd, 3*n_embd, bias=bias)
         self.proj = nn.Linear(n_embd, n_embd, bias=bias)

@@ -8,6 +8,7 @@ __all__ = ['SHAKESPEARE_URL', 'SHAKESPEARE_SHA256', 'visible', 'CharTokenizer', 
 
 # %% ../nbs/00_data.ipynb #c51a3c9b
 import hashlib, os
+from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -52,9 +53,10 @@ class CharTokenizer:
         ids, # a list or a 1-D tensor of ids from 0 to V-1; anything else is a `ValueError`
     )->str: # one character for each id
         "Turn token ids into text."
-        ids = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
-        bad = next((i for i in ids if not isinstance(i, int) or not 0 <= i < self.vocab_size), None)
-        if bad is not None: raise ValueError(f'{bad!r} is not a token id: expected an integer from 0 to {self.vocab_size-1}')
+        ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+        if not isinstance(ids, (list, tuple)): raise ValueError(f'{ids!r} is not a row of token ids: expected a list or a 1-D tensor')
+        bad = [i for i in ids if not isinstance(i, int) or not 0 <= i < self.vocab_size]
+        if bad: raise ValueError(f'{bad[0]!r} is not a token id: expected an integer from 0 to {self.vocab_size-1}')
         return ''.join(self.chars[i] for i in ids)
 
     def __repr__(self): return f'CharTokenizer(vocab_size={self.vocab_size})'
@@ -77,7 +79,8 @@ def get_batch(
     generator:torch.Generator|None=None, # makes the choice of windows repeatable
 )->tuple[torch.Tensor, torch.Tensor]: # x and y, each (B, T); y is x moved by one place
     "Draw random windows and the token that follows each of their tokens."
-    if batch_size < 1 or block_size < 1: raise ValueError(f'batch_size {batch_size} and block_size {block_size} must be at least 1')
+    for name, n in (('batch_size', batch_size), ('block_size', block_size)):
+        if not isinstance(n, int) or n < 1: raise ValueError(f'{name} is {n!r}: expected a whole number of at least 1')
     if len(ids) <= block_size: raise ValueError(f'a text of {len(ids)} tokens is too short: block_size {block_size} needs at least {block_size+1}')
     start = torch.randint(len(ids)-block_size, (batch_size, 1), generator=generator)
     windows = ids[start + torch.arange(block_size+1)]
@@ -127,14 +130,15 @@ def _shakespeare(timeout):
     path = data_dir()/'shakespeare.txt'
     if not path.exists():
         try: write_atomic(path, _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, timeout))
-        except OSError as e: raise ConnectionError(f'could not download {SHAKESPEARE_URL} to {path} ({e}); you can also put the file there yourself') from None
+        except (OSError, HTTPException) as e: raise ConnectionError(f'could not download {SHAKESPEARE_URL} to {path} ({e}); you can also put the file there yourself') from None
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != SHAKESPEARE_SHA256: raise ValueError(f'{path} is not Tiny Shakespeare (its SHA-256 differs): remove it and try again')
     return content.decode()
 
 def _text_file(path):
-    try: return path.read_text(encoding='utf-8-sig')
+    try: return path.read_text(encoding='utf-8').removeprefix('\ufeff')
     except FileNotFoundError: raise FileNotFoundError(f"no corpus {str(path)!r}: expected 'python-docs', 'shakespeare' or the path of a UTF-8 text file") from None
+    except IsADirectoryError: raise ValueError(f'{path} is a folder: expected a UTF-8 text file') from None
     except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 text: byte {e.start} is {e.object[e.start]:#04x}') from None
 
 # %% ../nbs/00_data.ipynb #0ea7f73c

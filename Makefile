@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN = .venv/bin
+ABOUT = settings.ini setup.py pyproject.toml
+
+.PHONY: demo lab test export readme docs
+
+demo: .venv/library          # the main job: train for a minute, write, compare the two phases
+	$(BIN)/tinylm demo
+
+lab: .venv/everything        # the course in JupyterLab
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+test: .venv/everything       # everything that can be proved
+	$(BIN)/python -m pytest
+
+export: .venv/everything     # notebooks -> package and README
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/readme.py
+
+docs: .venv/everything       # the site, into _docs/
+	@command -v quarto >/dev/null || { echo 'make docs needs Quarto, which is a program of its own: https://quarto.org/docs/get-started/'; exit 1; }
+	$(BIN)/nbdev_docs
+
+.venv/library: $(ABOUT)
+	@echo 'Setting up .venv (a minute or more; PyTorch is large).'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q -e .
+	@touch $@
+
+.venv/everything: $(ABOUT)
+	@echo 'Setting up .venv with everything for notebooks and tests (one to five minutes, 1.5 GB).'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q -e '.[dev]'
+	@touch .venv/library $@

@@ -1,0 +1,173 @@
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch.nn import functional as F
+
+from tinylm import LanguageModel, LMConfig, PhaseCost, compare_phases, phase_gap, phase_invariant, phase_table, probabilities, sample
+
+SMALL = LMConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16)
+quick = settings(deadline=None, max_examples=40)
+
+def small_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    model = LanguageModel(LMConfig(**{**vars(SMALL), **changes}))
+    for p in model.parameters(): torch.nn.init.normal_(p, std=.3)        # far from the tame start, so that differences show
+    return model
+
+def seeded(n=0): return torch.Generator().manual_seed(n)
+
+def naive(model, idx, n, generator):
+    "The loop of the founding document."
+    for _ in range(n):
+        logits, _ = model(idx[:, -model.config.block_size:])
+        probs = F.softmax(logits[:, -1, :], dim=-1)
+        idx = torch.cat([idx, torch.multinomial(probs, 1, generator=generator)], 1)
+    return idx
+
+# --- the law
+
+@quick
+@given(st.data())
+def test_decode_gives_the_logits_of_prefill_for_random_shapes_and_cuts(data):
+    head, heads = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))
+    model = small_model(data.draw(st.integers(0, 99)), n_layer=data.draw(st.integers(1, 3)), n_head=heads, n_embd=head*heads, bias=data.draw(st.booleans()))
+    B, T = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 8))
+    x = torch.randint(11, (B, T), generator=seeded(1))
+    k = data.draw(st.integers(1, T))
+    gap = phase_gap(model, x, k)
+    assert gap.shape == (T,) and gap.max() < 1e-4 and phase_invariant(model, x, k)
+
+def test_the_law_notices_a_model_that_sees_the_future():
+    model = small_model()
+    attention = model.blocks[1].attention
+    attention.forward = lambda x, cache=None, layer=0: attention.proj(F.scaled_dot_product_attention(*attention.heads(x)).transpose(1, 2).flatten(2))
+    x = torch.randint(11, (1, 8), generator=seeded())
+    gap = phase_gap(model, x, 3)
+    assert not phase_invariant(model, x, 3) and gap[:7].min() > 1e-3 and gap[7] < 1e-4
+
+@pytest.mark.parametrize('k', [0, 9, -1])
+def test_a_cut_outside_the_text_is_refused(k):
+    with pytest.raises(ValueError, match=f'k is {k}'): phase_gap(small_model(), torch.zeros(1, 8, dtype=torch.long), k)
+
+# --- decode, stream, generate
+
+@quick
+@given(st.integers(1, 3), st.integers(1, 12), st.integers(0, 14))
+def test_decode_is_the_naive_loop_even_past_the_window(B, T0, n):
+    model, idx = small_model(), torch.randint(11, (B, T0), generator=seeded(2))
+    out = model.decode(idx, n, generator=seeded(3))
+    assert out.shape == (B, T0+n)
+    assert torch.equal(out, naive(model, idx, n, seeded(3)))
+
+def test_zero_tokens_give_the_context_back():
+    idx = torch.randint(11, (2, 5))
+    assert torch.equal(small_model().decode(idx, 0), idx)
+
+def test_past_the_window_only_the_last_tokens_count():
+    model, long = small_model(), torch.randint(11, (1, 20))
+    assert torch.equal(model.decode(long, 9, temperature=0)[:, 20:], model.decode(long[:, -8:], 9, temperature=0)[:, 8:])
+
+def test_stream_hands_out_each_token_before_the_next_is_made():
+    model, passes = small_model(), []
+    model.norm.register_forward_hook(lambda *_: passes.append(1))
+    stream = model.stream(torch.zeros(2, 3, dtype=torch.long), 5, temperature=0)
+    for made in range(1, 6):
+        assert next(stream).shape == (2, 1) and len(passes) == made
+    assert next(stream, None) is None
+
+def test_stream_refuses_bad_input_before_the_first_token():
+    with pytest.raises(ValueError): small_model().stream(torch.zeros(1, 3, dtype=torch.long), -1)
+
+@pytest.mark.parametrize('mode', [True, False])
+def test_every_part_keeps_its_mode_also_after_an_error(mode):
+    model = small_model(dropout=.5).train(mode)
+    model.blocks[0].eval()
+    before = [m.training for m in model.modules()]
+    model.decode(torch.zeros(1, 1, dtype=torch.long), 3)
+    assert [m.training for m in model.modules()] == before
+    with pytest.raises(RuntimeError): model.decode(torch.zeros(1, 1, dtype=torch.long), 3, generator=torch.Generator('meta'))
+    assert [m.training for m in model.modules()] == before
+
+def test_dropout_is_off_while_decoding():
+    model = small_model(dropout=.5).train()
+    one, two = (model.decode(torch.zeros(1, 2, dtype=torch.long), 20, temperature=0) for _ in range(2))
+    assert torch.equal(one, two) and torch.equal(one, model.eval().decode(torch.zeros(1, 2, dtype=torch.long), 20, temperature=0))
+
+def test_the_result_can_be_trained_on():
+    model = small_model()
+    out = model.decode(torch.zeros(1, 1, dtype=torch.long), 7)
+    model.prefill(out, out)[1].backward()
+    assert model.tok_emb.weight.grad is not None
+
+@pytest.mark.parametrize('idx, says', [
+    (torch.zeros(1, 0, dtype=torch.long), 'at least one token'), (torch.zeros(3, dtype=torch.long), r'shape \(3,\)'),
+    (torch.zeros(1, 3), 'float32'), (torch.tensor([[1, 11]]), 'token id 11'), (torch.tensor([[-1, 1]]), 'token id -1')])
+def test_a_bad_context_is_refused(idx, says):
+    with pytest.raises(ValueError, match=says): small_model().decode(idx, 1)
+
+@pytest.mark.parametrize('n', [-1, 1.5, None])
+def test_a_bad_count_is_refused(n):
+    with pytest.raises(ValueError, match='max_new_tokens'): small_model().decode(torch.zeros(1, 1, dtype=torch.long), n)
+
+@pytest.mark.parametrize('dial', [dict(temperature=-1), dict(temperature=float('nan')), dict(temperature=float('inf')), dict(top_k=0), dict(top_p=0.), dict(top_p=1.1)])
+def test_bad_dials_are_refused(dial):
+    with pytest.raises(ValueError, match=next(iter(dial))): small_model().decode(torch.zeros(1, 1, dtype=torch.long), 1, **dial)
+
+# --- sampling
+
+rows = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=12)
+
+@quick
+@given(rows, st.floats(.1, 5))
+def test_temperature_divides_the_logits(row, temperature):
+    logits = torch.tensor([row])
+    assert torch.allclose(probabilities(logits, temperature), (logits/temperature).softmax(-1), atol=1e-6)
+
+@quick
+@given(rows, st.integers(1, 12))
+def test_top_k_keeps_exactly_the_k_best_in_proportion(row, k):
+    p, whole = probabilities(torch.tensor(row), top_k=k), torch.tensor(row).softmax(-1)
+    kept = p > 0
+    assert kept.sum() <= min(k, len(row)) and abs(p.sum() - 1) < 1e-5
+    if (whole > 1e-30).all(): assert kept.sum() == min(k, len(row))
+    assert not (~kept).any() or whole[kept].min() >= whole[~kept].max()
+    assert torch.allclose(p[kept], whole[kept]/whole[kept].sum(), atol=1e-5)
+
+@quick
+@given(rows, st.floats(.01, 1))
+def test_top_p_keeps_the_fewest_best_tokens_that_reach_p(row, top_p):
+    p, whole = probabilities(torch.tensor(row), top_p=top_p), torch.tensor(row).softmax(-1)
+    best = whole.sort(descending=True).values
+    n = (p > 0).sum().item()
+    assert n >= 1 and best[:n].sum() >= top_p - 1e-5
+    assert n == 1 or best[:n-1].sum() < top_p + 1e-5
+    assert abs(p.sum() - 1) < 1e-5
+
+def test_both_cuts_at_once():
+    p = probabilities(torch.tensor([.4, .3, .2, .1]).log(), top_k=3, top_p=.5)
+    assert torch.allclose(p, torch.tensor([4/7, 3/7, 0, 0]))
+
+def test_greedy_takes_the_best_and_a_tiny_temperature_does_too():
+    logits = torch.tensor([[0., 5., 4.9], [3., 1., 2.]])
+    assert sample(logits, 0).tolist() == [[1], [0]] == sample(logits, 1e-30).tolist()
+    assert probabilities(logits, 0).tolist() == [[0, 1, 0], [1, 0, 0]]
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([.5, .3, .15, .05]).log()
+    draws = sample(logits.repeat(20_000, 1), generator=seeded()).flatten()
+    expected = torch.tensor([.5, .3, .15, .05])*20_000
+    chi2 = ((draws.bincount(minlength=4) - expected)**2/expected).sum()
+    assert chi2 < 21                                   # 3 degrees of freedom: p about 0.0001
+
+# --- the phases compared
+
+def test_passes_and_tokens_are_counted():
+    model = small_model()
+    prefill, decode = compare_phases(model, batch=4, new_tokens=10, repeats=2)
+    assert (prefill.phase, prefill.passes, prefill.tokens) == ('prefill', 1, 4*8)
+    assert (decode.phase, decode.passes, decode.tokens) == ('decode', 10, 10)
+    assert not model.norm._forward_hooks
+
+def test_the_table_shows_both_phases():
+    table = phase_table([PhaseCost('prefill', 1, 256, .5), PhaseCost('decode', 64, 64, 2.)])
+    assert [line.split() for line in table.splitlines()[1:]] == [['prefill', '256', '1', '256', '500.0', '512'], ['decode', '64', '64', '1', '2000.0', '32']]

@@ -1,0 +1,178 @@
+"Notebooks, package, README and site say the same."
+import ast, importlib, re, shutil, subprocess, sys
+from configparser import ConfigParser
+
+import nbformat
+import pytest
+import yaml
+from conftest import ROOT
+
+import tinylm
+from tinylm import LMConfig, TrainConfig, cli
+
+sys.path.insert(0, str(ROOT/'tools'))
+from readme import readme
+
+MODULES = sorted(p.stem for p in (ROOT/'tinylm').glob('*.py') if p.stem not in ('__init__', '_modidx'))
+PAGES = sorted((ROOT/'nbs').glob('*.ipynb'))
+tool = lambda name: str(ROOT/'.venv'/'bin'/name) if (ROOT/'.venv'/'bin'/name).exists() else shutil.which(name)
+
+def markdown(path): return '\n\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown')
+
+# --- the package is its notebooks
+
+def test_clean_and_export_change_nothing(tmp_path, monkeypatch):
+    "On a copy whose modules are deleted first; so no module can be left over that has no notebook."
+    monkeypatch.delenv('IN_TEST', raising=False)
+    for name in ('settings.ini', '_quarto.yml', 'pyproject.toml'): shutil.copy(ROOT/name, tmp_path/name)
+    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    (tmp_path/'tinylm').mkdir()
+    for command in ('nbdev_clean', 'nbdev_export'): subprocess.run([sys.executable, '-c', f'from nbdev.cli import *; from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; {command}()'], cwd=tmp_path, check=True)
+    files = lambda folder, pattern: {p.name: p.read_text() for p in folder.glob(pattern)}
+    for folder, pattern in (('tinylm', '*.py'), ('nbs', '*.ipynb')):
+        old, new = files(ROOT/folder, pattern), files(tmp_path/folder, pattern)
+        assert old.keys() == new.keys()
+        assert [name for name in old if old[name] != new[name]] == [], 'run `make export` and commit what it changes'
+
+def test_a_module_imports_only_from_lower_numbers():
+    made_by = {re.search(r'#\| default_exp (\w+)', '\n'.join(c.source for c in nbformat.read(p, 4).cells))[1]: p.stem for p in PAGES if p.name[0].isdigit()}
+    for module, lesson in made_by.items():
+        source = (ROOT/'tinylm'/f'{module}.py').read_text()
+        for used in re.findall(r'^from \.(\w+) import', source, re.M): assert made_by[used] < lesson, f'{module} imports {used}'
+
+def test_import_tinylm_is_the_whole_of_it():
+    public = [name for m in MODULES if m != 'cli' for name in importlib.import_module(f'tinylm.{m}').__all__]
+    assert sorted(tinylm.__all__) == sorted(public) and len(set(public)) == len(public)
+    space = {}
+    exec('from tinylm import *', space)
+    assert set(public) <= space.keys()
+
+def test_every_public_name_is_on_the_page_of_names():
+    cells = nbformat.read(ROOT/'nbs'/'api.ipynb', 4).cells
+    shown = ''.join(o.data['text/markdown'] for c in cells if c.cell_type == 'code' for o in c.outputs)
+    assert [n for n in tinylm.__all__ if f'[`{n}`]' not in shown] == []
+
+def public_functions():
+    for module in MODULES:
+        for node in ast.walk(ast.parse((ROOT/'tinylm'/f'{module}.py').read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'): yield module, node
+
+def nested(module):
+    tree = ast.parse((ROOT/'tinylm'/f'{module}.py').read_text())
+    return {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if n is not f}
+
+def test_every_public_function_has_a_docstring_and_a_comment_for_each_argument():
+    for module in MODULES:
+        source = (ROOT/'tinylm'/f'{module}.py').read_text()
+        tree, lines = ast.parse(source), source.splitlines()
+        functions = [n for c in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))] for n in c.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not (n.name.startswith('_') and n.name != '__init__')]
+        for f in functions:
+            if f.name != '__init__': assert ast.get_docstring(f), f'{module}.{f.name} has no docstring'
+            if isinstance(f, ast.ClassDef): continue
+            for a in [*f.args.args, *f.args.kwonlyargs]:
+                if a.arg not in ('self', 'cls'): assert re.search(r'#\s*\S', lines[a.lineno-1]), f'{module}.{f.name}: {a.arg} has no comment'
+
+def test_the_phases_are_marked_where_they_happen():
+    source = {m: (ROOT/'tinylm'/f'{m}.py').read_text() for m in ('model', 'training', 'decoding')}
+    assert '# PREFILL PHASE' in source['model'] and '# PREFILL PHASE' in source['training'] and '# DECODE PHASE' in source['decoding']
+
+def test_the_library_never_unpickles():
+    for module in MODULES:
+        source = (ROOT/'tinylm'/f'{module}.py').read_text()
+        assert not re.search(r'pickle|torch\.load|torch\.save|weights_only', source), module
+
+# --- packaging
+
+def test_the_package_runs_without_notebook_tools():
+    "Jupyter, nbdev and matplotlib are for the course; the installed package must not need them."
+    blocked = ['IPython', 'nbdev', 'matplotlib', 'ipywidgets', 'jupyterlab', 'execnb', 'nbclient', 'nbformat', 'yaml', 'pytest', 'hypothesis']
+    code = f'import sys\nfor m in {blocked}: sys.modules[m] = None\nimport tinylm, tinylm.cli\nprint(tinylm.LanguageModel().config.n_params)'
+    assert int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) > 0
+
+def settings():
+    config = ConfigParser(); config.read(ROOT/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']
+
+def test_every_runtime_dependency_is_imported_and_justified():
+    sources = '\n'.join(p.read_text() for p in (ROOT/'tinylm').glob('*.py'))
+    used = set(re.findall(r'^(?:from|import) (\w+)', sources, re.M)) - set(sys.stdlib_module_names) - {'tinylm', 'pydoc_data'}
+    declared = {re.split(r'[<>=]', r)[0] for r in settings()['requirements'].split()}
+    assert used <= declared
+    reasons = (ROOT/'CONTRIBUTING.md').read_text()
+    assert [d for d in declared if f'`{d}`' not in reasons] == []
+
+def test_the_version_has_one_source(): assert tinylm.__version__ == settings()['version']
+
+def test_every_flag_of_a_dataclass_is_explained():
+    assert {f.name for f in [*cli._SHAPE, *cli._RECIPE]} == cli._ABOUT.keys()
+
+# --- README and site
+
+def test_readme_is_the_home_page(): assert (ROOT/'README.md').read_text() == readme(), 'run `make export`'
+
+def test_readme_starts_with_two_commands():
+    block = re.search(r'```sh\n(.*?)```', (ROOT/'README.md').read_text(), re.S)[1]
+    commands = [line.split('#')[0].strip() for line in block.splitlines()]
+    assert commands == ['make demo', 'make test']
+    makefile = (ROOT/'Makefile').read_text()
+    for c in [*commands, 'make lab', 'make docs', 'make export']: assert f"\n{c.split()[1]}: " in makefile
+    assert 'make test' in (ROOT/'.ci'/'run').read_text()
+
+def sidebar(items):
+    for item in items:
+        if isinstance(item, str): yield item
+        else: yield from sidebar(item['contents'])
+
+def test_every_page_is_in_the_sidebar_in_reading_order():
+    site = yaml.safe_load((ROOT/'_quarto.yml').read_text())
+    pages = list(sidebar(site['website']['sidebar']['contents']))
+    assert sorted(pages) == [p.name for p in PAGES]
+    lessons = [p for p in pages if p[0].isdigit()]
+    assert lessons == sorted(lessons) and pages[0] == 'index.ipynb'
+    assert (ROOT/'nbs'/'_quarto.yml').is_symlink() and (ROOT/'nbs'/'_quarto.yml').resolve() == ROOT/'_quarto.yml'
+
+def slug(heading): return re.sub(r'[^\w\- ]', '', re.sub(r'`|\*', '', heading).lower()).strip().replace(' ', '-')
+
+def anchors(path):
+    text = markdown(path)
+    exported = re.findall(r'^(?:def|class) (\w+)', '\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code'), re.M)
+    return {slug(h) for h in re.findall(r'^#+ (.*)$', text, re.M)} | {n.lower() for n in exported}
+
+def links(path):
+    shown = [o.data['text/markdown'] for c in nbformat.read(path, 4).cells if c.cell_type == 'code' for o in c.outputs if 'text/markdown' in o.get('data', {})]
+    return re.findall(r'\]\(([^)\s]+)\)', re.sub(r'```.*?```', '', '\n'.join([markdown(path), *shown]), flags=re.S))
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_links_and_anchors_resolve(path):
+    for link in links(path):
+        if link.startswith('http'): continue
+        name, _, anchor = link.partition('#')
+        target = path.parent/name if name else path
+        assert target.exists(), f'{path.name} links to {link}'
+        if anchor: assert anchor in anchors(target), f'{path.name} links to {link}'
+
+def test_links_of_the_readme_resolve():
+    for link in re.findall(r'\]\(([^)\s]+)\)', (ROOT/'README.md').read_text()):
+        if not link.startswith('http'): assert (ROOT/link).exists(), link
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_front_matter_parses(path):
+    first = nbformat.read(path, 4).cells[0].source
+    if first.startswith('---'):
+        about = yaml.safe_load(first.strip().strip('-'))
+        assert about['title'] and about['description']
+    else: assert re.match(r'# .+\n\n> .+', first)
+
+def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
+    "nbdev's own processing, which Quarto then renders: sources stay visible, docments become tables."
+    for name in ('settings.ini', '_quarto.yml', 'tinylm'): (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, tmp_path/name)
+    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True)
+    code = 'from nbdev.serve import proc_nbs\nif __name__ == "__main__": proc_nbs(n_workers=0)'
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
+    pages = {p.name: nbformat.read(p, 4) for p in (tmp_path/'_proc').glob('*.ipynb')}
+    assert sorted(pages) == [p.name for p in PAGES]
+    page = pages['02_model.ipynb'].cells
+    assert any('def prefill(' in c.source for c in page if c.cell_type == 'code')
+    shown = ''.join(str(o.get('data', {}).get('text/markdown', '')) + str(o.get('data', {}).get('text/html', '')) for c in page if c.cell_type == 'code' for o in c.outputs)
+    assert 'LanguageModel.prefill' in shown and 'token ids, T at most block_size' in shown
+    for name, nb in pages.items(): assert nb.cells[0].source.startswith('---'), name

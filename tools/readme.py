@@ -1,0 +1,20 @@
+"Write README.md from nbs/index.ipynb, so that the two never say different things."
+import json, re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+def readme()->str: # the text of README.md
+    "The home page as Markdown: its cells up to `default_exp`, with links that start at the top level."
+    cells = json.loads((ROOT/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells']
+    sources = [(c['cell_type'], ''.join(c['source'])) for c in cells]
+    about = yaml.safe_load(sources[0][1].strip().strip('-'))
+    parts = [f"# {about['title']}", about['description']]
+    for kind, source in sources[1:]:
+        if '#| default_exp' in source: break
+        parts.append(source if kind == 'markdown' else f'```python\n{source}\n```')
+    return re.sub(r'\]\((?!https?:|#)', '](nbs/', '\n\n'.join(parts)) + '\n'
+
+if __name__ == '__main__': (ROOT/'README.md').write_text(readme(), encoding='utf-8')
