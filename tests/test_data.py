@@ -266,6 +266,7 @@ def test_a_text_one_token_too_short_is_refused():
     with pytest.raises(ValueError, match='a text of 4 tokens is too short: block_size 4 needs at least 5'): get_batch(torch.arange(4), 1, 4)
     assert get_batch(torch.arange(5), 1, 4)[1].tolist() == [[1, 2, 3, 4]]
 
-@pytest.mark.parametrize('B, T', [(0, 4), (-1, 4), (4, 0), (4, -1)])
-def test_a_batch_of_nothing_is_refused(B, T):
-    with pytest.raises(ValueError, match=f'batch_size {B} and block_size {T} must be at least 1'): get_batch(torch.arange(9), B, T)
+@pytest.mark.parametrize('bad', [0, -1, 1.5])
+def test_a_batch_of_nothing_is_refused(bad):
+    with pytest.raises(ValueError, match=f'batch_size is {bad}: expected a whole number'): get_batch(torch.arange(9), bad, 4)
+    with pytest.raises(ValueError, match=f'block_size is {bad}: expected a whole number'): get_batch(torch.arange(9), 4, bad)

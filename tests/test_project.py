@@ -15,7 +15,6 @@ from readme import readme
 
 MODULES = sorted(p.stem for p in (ROOT/'tinylm').glob('*.py') if p.stem not in ('__init__', '_modidx'))
 PAGES = sorted((ROOT/'nbs').glob('*.ipynb'))
-tool = lambda name: str(ROOT/'.venv'/'bin'/name) if (ROOT/'.venv'/'bin'/name).exists() else shutil.which(name)
 
 def markdown(path): return '\n\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown')
 
@@ -27,7 +26,7 @@ def test_clean_and_export_change_nothing(tmp_path, monkeypatch):
     for name in ('settings.ini', '_quarto.yml', 'pyproject.toml'): shutil.copy(ROOT/name, tmp_path/name)
     shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     (tmp_path/'tinylm').mkdir()
-    for command in ('nbdev_clean', 'nbdev_export'): subprocess.run([sys.executable, '-c', f'from nbdev.cli import *; from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; {command}()'], cwd=tmp_path, check=True)
+    for command in ('nbdev_clean', 'nbdev_export'): subprocess.run([sys.executable, '-c', f'from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; {command}()'], cwd=tmp_path, check=True)
     files = lambda folder, pattern: {p.name: p.read_text() for p in folder.glob(pattern)}
     for folder, pattern in (('tinylm', '*.py'), ('nbs', '*.ipynb')):
         old, new = files(ROOT/folder, pattern), files(tmp_path/folder, pattern)
@@ -52,20 +51,11 @@ def test_every_public_name_is_on_the_page_of_names():
     shown = ''.join(o.data['text/markdown'] for c in cells if c.cell_type == 'code' for o in c.outputs)
     assert [n for n in tinylm.__all__ if f'[`{n}`]' not in shown] == []
 
-def public_functions():
-    for module in MODULES:
-        for node in ast.walk(ast.parse((ROOT/'tinylm'/f'{module}.py').read_text())):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'): yield module, node
-
-def nested(module):
-    tree = ast.parse((ROOT/'tinylm'/f'{module}.py').read_text())
-    return {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if n is not f}
-
 def test_every_public_function_has_a_docstring_and_a_comment_for_each_argument():
     for module in MODULES:
         source = (ROOT/'tinylm'/f'{module}.py').read_text()
         tree, lines = ast.parse(source), source.splitlines()
-        functions = [n for c in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))] for n in c.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not (n.name.startswith('_') and n.name != '__init__')]
+        functions = [n for c in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != '_')] for n in c.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not (n.name.startswith('_') and n.name != '__init__')]
         for f in functions:
             if f.name != '__init__': assert ast.get_docstring(f), f'{module}.{f.name} has no docstring'
             if isinstance(f, ast.ClassDef): continue

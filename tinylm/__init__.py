@@ -11,6 +11,8 @@ from .model import *
 from .training import *
 from .decoding import *
 
-# %% ../nbs/index.ipynb #3b146814
+# %% ../nbs/index.ipynb #b25b4e81
 from . import attention, data, decoding, model, training
+
+# %% ../nbs/index.ipynb #cdc56615
 __all__ = [*data.__all__, *attention.__all__, *model.__all__, *training.__all__, *decoding.__all__]

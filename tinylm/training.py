@@ -91,7 +91,7 @@ def evaluate(
             total += model.prefill(windows[:, :-1], windows[:, 1:])[1].item()*len(chunk)
     return total/len(starts)
 
-# %% ../nbs/03_prefill.ipynb #4d6bda07
+# %% ../nbs/03_prefill.ipynb #e8d561c2
 class Trainer:
     "A training run: the model, its optimizer, its random numbers, and how far it has come."
     def __init__(self,
@@ -108,28 +108,32 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(c.seed)
         self.step, self.seconds, self.loss, self.history = 0, 0., nan, []
 
-    def update(self):
-        "One step: draw a batch, prefill, go back, move the weights."
-        config, start = self.config, perf_counter()
-        for group in self.optimizer.param_groups: group['lr'] = learning_rate(self.step, config)
-        x, y = get_batch(self.train_ids, config.batch_size, self.model.config.block_size, self.generator)
-        # PREFILL PHASE: one pass gives the loss of all B*T positions
-        _, loss = self.model.prefill(x, y)
-        self.loss = loss.item()
-        if not isfinite(self.loss): raise RuntimeError(f'the loss is {self.loss} at step {self.step}: try a learning rate below {config.lr}')
-        self.optimizer.zero_grad()
-        loss.backward()
-        clip_grad_norm_(self.model.parameters(), config.grad_clip)
-        self.optimizer.step()
-        self.step += 1
-        self.seconds += perf_counter() - start
+# %% ../nbs/03_prefill.ipynb #4fc0a0d9
+@patch
+def update(self:Trainer):
+    "One step: draw a batch, prefill, go back, move the weights."
+    config, start = self.config, perf_counter()
+    for group in self.optimizer.param_groups: group['lr'] = learning_rate(self.step, config)
+    x, y = get_batch(self.train_ids, config.batch_size, self.model.config.block_size, self.generator)
+    # PREFILL PHASE: one pass gives the loss of all B*T positions
+    _, loss = self.model.prefill(x, y)
+    self.loss = loss.item()
+    if not isfinite(self.loss): raise RuntimeError(f'the loss is {self.loss} at step {self.step}: try a learning rate below {config.lr}')
+    self.optimizer.zero_grad()
+    loss.backward()
+    clip_grad_norm_(self.model.parameters(), config.grad_clip)
+    self.optimizer.step()
+    self.step += 1
+    self.seconds += perf_counter() - start
 
-    def record(self):
-        "Evaluate, and add a line to `history`."
-        val_loss = evaluate(self.model, self.val_ids, self.config.eval_windows)
-        self.history.append({'step': self.step, 'seconds': self.seconds, 'loss': self.loss, 'val_loss': val_loss})
+# %% ../nbs/03_prefill.ipynb #a7fbd547
+@patch
+def record(self:Trainer):
+    "Evaluate, and add a line to `history`."
+    val_loss = evaluate(self.model, self.val_ids, self.config.eval_windows)
+    self.history.append({'step': self.step, 'seconds': self.seconds, 'loss': self.loss, 'val_loss': val_loss})
 
-# %% ../nbs/03_prefill.ipynb #f08c325a
+# %% ../nbs/03_prefill.ipynb #69854780
 def _fingerprint(ids): return hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:16]
 
 @patch
@@ -137,6 +141,7 @@ def about(self:Trainer)->dict: # what a checkpoint has to agree with
     "Model, recipe and text of this run."
     return {'model': asdict(self.model.config), 'recipe': asdict(self.config), 'text': _fingerprint(self.train_ids)}
 
+# %% ../nbs/03_prefill.ipynb #19b53ee2
 @patch
 def save(self:Trainer,
     path, # the file to write
@@ -148,16 +153,22 @@ def save(self:Trainer,
     progress = {k: getattr(self, k) for k in ('step', 'seconds', 'loss', 'history')}
     write_atomic(path, [to_bytes(tensors, {'tinylm.training': json.dumps({'about': self.about(), 'progress': progress})})])
 
+# %% ../nbs/03_prefill.ipynb #0b44be59
+def _read_run(path, about):
+    tensors, metadata = read_safetensors(path)
+    try: saved, progress = (json.loads(metadata['tinylm.training'])[k] for k in ('about', 'progress'))
+    except (KeyError, ValueError): raise ValueError(f'{path} is not a training checkpoint') from None
+    for what, mine in about.items():
+        if saved[what] != mine: raise ValueError(f'{path} is a run with another {what}: it has {saved[what]}, this run has {mine}')
+    return tensors, progress
+
+# %% ../nbs/03_prefill.ipynb #25a584c9
 @patch
 def load(self:Trainer,
     path, # a file that `save` wrote
 )->Trainer: # self
     "Take over a saved run; a file of another model, recipe or text is a `ValueError`, and nothing changes."
-    tensors, metadata = read_safetensors(path)
-    try: about, progress = (json.loads(metadata['tinylm.training'])[k] for k in ('about', 'progress'))
-    except (KeyError, ValueError): raise ValueError(f'{path} is not a training checkpoint') from None
-    for what, mine in self.about().items():
-        if about[what] != mine: raise ValueError(f'{path} is a run with another {what}: it has {about[what]}, this run has {mine}')
+    tensors, progress = _read_run(path, self.about())
     part = lambda prefix: {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     optimizer = self.optimizer.state_dict()
     for name, t in part('optimizer.').items():
