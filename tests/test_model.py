@@ -171,8 +171,10 @@ class ListCache:
     "The simplest cache: for each layer the list of all keys and values so far."
     def __init__(self, n_layer): self.keys, self.values = [[] for _ in range(n_layer)], [[] for _ in range(n_layer)]
     def length(self): return sum(k.shape[2] for k in self.keys[0])
-    def positions(self, T): return torch.arange(self.length(), self.length()+T)
-    def update(self, layer, k, v):
+    def begin(self, model, idx): return torch.arange(self.length(), self.length()+idx.shape[1])
+    def commit(self): pass
+    def update(self, layer, kv):
+        k, v = kv
         self.keys[layer].append(k); self.values[layer].append(v)
         keys, values = torch.cat(self.keys[layer], 2), torch.cat(self.values[layer], 2)
         return keys, values, causal_mask(k.shape[2], keys.shape[2])
@@ -186,17 +188,17 @@ def test_prefill_in_chunks_through_a_cache_gives_the_logits_of_one_prefill(B, sh
     assert torch.allclose(chunked(model, x, sizes, ListCache(shape['n_layer'])), model(x)[0], atol=1e-5)
 
 class ZeroPositions(ListCache):
-    def positions(self, T): return torch.zeros(T, dtype=torch.long)
+    def begin(self, model, idx): return torch.zeros(idx.shape[1], dtype=torch.long)
 
 class SeesAll(ListCache):
-    def update(self, layer, k, v): return *super().update(layer, k, v)[:2], None
+    def update(self, layer, kv): return *super().update(layer, kv)[:2], None
 
 class Forgets(ListCache):
-    def update(self, layer, k, v): return k, v, causal_mask(k.shape[2])
+    def update(self, layer, kv): return *kv, causal_mask(kv.shape[3])
 
 class LayerZeroForAll(ListCache):
-    def update(self, layer, k, v):
-        _, _, mask = super().update(layer, k, v)
+    def update(self, layer, kv):
+        _, _, mask = super().update(layer, kv)
         return torch.cat(self.keys[0], 2), torch.cat(self.values[0], 2), mask
 
 @pytest.mark.parametrize('wrong', [ZeroPositions, SeesAll, Forgets, LayerZeroForAll])

@@ -58,10 +58,10 @@ class CausalSelfAttention(nn.Module):
 
     def heads(self,
         x:torch.Tensor, # (B, T, C)
-    )->tuple[torch.Tensor, ...]: # q, k, v, each (B, H, T, D)
+    )->torch.Tensor: # (3, B, H, T, D): queries, keys, values
         "Queries, keys and values of every head."
         B, T, _ = x.shape
-        return self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
 
     def forward(self,
         x:torch.Tensor, # (B, T, C), the new positions
@@ -69,9 +69,8 @@ class CausalSelfAttention(nn.Module):
         layer:int=0, # which layer of the cache is ours
     )->torch.Tensor: # (B, T, C)
         "Let each position collect from itself and from those before it."
-        q, k, v = self.heads(x)
-        mask = None
-        if cache is not None: k, v, mask = cache.update(layer, k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=cache is None,
+        q, *kv = heads = self.heads(x)
+        k, v, mask = (*kv, None) if cache is None else cache.update(layer, heads[1:])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and x.shape[1] > 1,
                                              dropout_p=self.dropout if self.training else 0.)
         return self.proj(out.transpose(1, 2).flatten(2))

@@ -103,6 +103,28 @@ class LanguageModel(nn.Module):
         if p.ndim == 1: nn.init.constant_(p, 1. if 'norm' in name and name.endswith('weight') else 0.)
         else: nn.init.normal_(p, std=.02/sqrt(2*self.config.n_layer) if name.endswith(('proj.weight', 'down.weight')) else .02)
 
+# %% ../nbs/02_model.ipynb #3cf176b8
+@patch
+def hidden(self:LanguageModel,
+    idx:torch.Tensor, # (B, T) token ids, not checked
+    cache=None, # keys and values of earlier tokens (lesson 05)
+)->torch.Tensor: # (B, T, C), the stream after the last norm
+    "The one way through the model."
+    T, longest = idx.shape[1], self.config.block_size
+    if cache is None and T > longest: raise ValueError(f'{T} tokens are more than block_size {longest}')
+    positions = slice(T) if cache is None else cache.begin(self, idx)
+    x = self.drop(self.tok_emb(idx) + self.pos_emb.weight[positions])
+    for layer, block in enumerate(self.blocks): x = block(x, cache, layer)
+    if cache is not None: cache.commit()
+    return self.norm(x)
+
+@patch
+def logits(self:LanguageModel,
+    hidden:torch.Tensor, # (..., C), the stream after the last norm
+)->torch.Tensor: # (..., V)
+    "How well each token fits as the next one: its row of the token table, times the stream."
+    return F.linear(hidden, self.tok_emb.weight)
+
 # %% ../nbs/02_model.ipynb #41add381
 def check_ids(
     ids, # what should be a (B, T) tensor of integers
@@ -129,16 +151,10 @@ def prefill(self:LanguageModel,
     cache=None, # keys and values of earlier tokens (lesson 05); takes in those of idx
 )->tuple[torch.Tensor, torch.Tensor|None]: # logits (B, T, V), and the mean loss in nats if there are targets
     "Read all T tokens in one parallel pass; bad ids or shapes are a `ValueError`."
+    check_ids(idx, self.config.vocab_size)
+    if targets is not None: _check_targets(targets, idx, self.config.vocab_size)
     # PREFILL PHASE: every position of idx is computed at the same time
-    config = self.config
-    check_ids(idx, config.vocab_size)
-    T = idx.shape[1]
-    if targets is not None: _check_targets(targets, idx, config.vocab_size)
-    if cache is None and T > config.block_size: raise ValueError(f'{T} tokens are more than block_size {config.block_size}')
-    positions = torch.arange(T, device=idx.device) if cache is None else cache.positions(T)
-    x = self.drop(self.tok_emb(idx) + self.pos_emb(positions))
-    for layer, block in enumerate(self.blocks): x = block(x, cache, layer)
-    logits = F.linear(self.norm(x), self.tok_emb.weight)
+    logits = self.logits(self.hidden(idx, cache))
     loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten().long())
     return logits, loss
 

@@ -2,17 +2,13 @@
 import json, re
 from pathlib import Path
 
-import yaml
-
 ROOT = Path(__file__).parents[1]
 
 def readme()->str: # the text of README.md
     "The home page as Markdown: its cells up to `default_exp`, with links that start at the top level."
     cells = json.loads((ROOT/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells']
-    sources = [(c['cell_type'], ''.join(c['source'])) for c in cells]
-    about = yaml.safe_load(sources[0][1].strip().strip('-'))
-    parts = [f"# {about['title']}", about['description']]
-    for kind, source in sources[1:]:
+    parts = []
+    for kind, source in ((c['cell_type'], ''.join(c['source'])) for c in cells):
         if '#| default_exp' in source: break
         parts.append(source if kind == 'markdown' else f'```python\n{source}\n```')
     return re.sub(r'\]\((?!https?:|#)', '](nbs/', '\n\n'.join(parts)) + '\n'
