@@ -59,13 +59,13 @@ def test_rows_of_different_lengths_do_not_touch_each_other(data):
 def test_the_public_law_holds_through_a_cache_for_every_cut(model, data):
     x = tokens(2, data.draw(st.integers(1, model.config.block_size)))
     k = data.draw(st.integers(1, x.shape[1]))
-    gap = phase_gap(model, x, k, KVCache(model.config, 2))
-    assert gap.shape == (x.shape[1],) and gap.max() < 1e-4 and phase_invariant(model, x, k, KVCache(model.config, 2))
+    gap = phase_gap(model, x, k, cache=KVCache(model.config, 2))
+    assert gap.shape == (x.shape[1],) and gap.max() < 1e-4 and phase_invariant(model, x, k, cache=KVCache(model.config, 2))
 
 def test_bfloat16_agrees_within_its_own_rounding():
     model, x = small_model(block_size=12).bfloat16().eval(), tokens(2, 12)
     with torch.no_grad(): whole = model.prefill(x)[0]
-    gap = phase_gap(model, x, 5, KVCache(model.config, 2, dtype=torch.bfloat16))
+    gap = phase_gap(model, x, 5, cache=KVCache(model.config, 2, dtype=torch.bfloat16))
     assert gap.max() < .05*whole.abs().max()                       # 8 bits of mantissa: about 0.4% a rounding
 
 def test_a_cache_can_be_used_again_after_reset():

@@ -1,5 +1,5 @@
 "The command line as a person meets it: `main` in this process for speed, real processes where signals matter."
-import os, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -77,6 +77,11 @@ def test_demo_does_the_whole_job(capsys):
     assert code == 0 and Path('demo.safetensors').exists() and 'It writes:' in out
     assert [line.split()[0] for line in out.splitlines() if line.startswith(('prefill', 'decode'))] == ['prefill', 'decode']
 
+def test_bench_writes_what_it_measured(capsys):
+    LanguageModel(LMConfig(vocab_size=3, block_size=16, n_layer=1, n_embd=16)).save_safetensors('m.safetensors')
+    code, out, _ = run(capsys, 'bench', '--checkpoint', 'm.safetensors', '--prompt', 4, '--json', 'b.json')
+    assert code == 0 and 'cached' in out and json.loads(Path('b.json').read_text())['config']['block_size'] == 16
+
 def test_control_characters_are_shown_not_obeyed(capsys):
     tokenizer = CharTokenizer('\x1b\x07\x9b')
     LanguageModel(LMConfig(vocab_size=3, n_layer=1, n_embd=16), tokenizer).save_safetensors('m.safetensors')
@@ -114,13 +119,34 @@ def test_a_reader_that_leaves_is_no_error():
     proc.stdout.read(5); proc.stdout.close()
     assert proc.wait(120) == 0 and proc.stderr.read() == ''
 
+def test_training_does_not_pass_for_done_when_its_reader_leaves():
+    proc = process('train', '--corpus', 'text.txt', '--steps', '50', *TINY, '--out', 'm.safetensors')
+    proc.stdout.close()
+    assert proc.wait(120) != 0 and 'nobody reads' in proc.stderr.read()
+
+def test_a_polite_kill_is_like_ctrl_c():
+    proc = process('train', '--corpus', 'text.txt', '--steps', '100000', *TINY, '--out', 'm.safetensors')
+    wait_for(Path('m.safetensors'), proc)
+    proc.terminate()
+    _, err = proc.communicate(timeout=60)
+    assert proc.returncode == 130 and err.splitlines()[-1].startswith('tinylm: stopped; m.training.safetensors holds the run')
+    assert not [p for p in Path().iterdir() if p.name.startswith('.')]
+
+def test_a_terminal_without_the_characters_gets_others():
+    LanguageModel(LMConfig(vocab_size=2, n_layer=1, n_embd=16), CharTokenizer('aé')).save_safetensors('m.safetensors')
+    proc = subprocess.run([sys.executable, '-c', 'import sys; from tinylm.cli import main; sys.exit(main())', *'generate --checkpoint m.safetensors --prompt a --max-tokens 30'.split()],
+                          capture_output=True, env={**os.environ, 'PYTHONIOENCODING': 'ascii', 'OMP_NUM_THREADS': '1'})
+    assert proc.returncode == 0 and len(proc.stdout) == 32 and b'?' in proc.stdout
+
 # --- bad input
 
 @pytest.mark.parametrize('words, says', [
     ('', 'required'), ('dance', 'invalid choice'), ('train --steps many', "invalid int value: 'many'"), ('generate --prompt a', '--checkpoint'),
     ('train --corpus missing.txt', "no corpus 'missing.txt'"), ('train --corpus .', 'is a folder'), ('train --steps 0', 'steps is 0'), ('train --n-embd 30', '30 is not divisible'),
     ('train --dropout 2', 'dropout is 2'), ('train --resume', 'nothing to resume'), ('generate --checkpoint none.safetensors --prompt a', 'no file none.safetensors'),
-    ('train --corpus text.txt --block-size 5000', 'too short'), ('train --corpus text.txt --lr -1', 'lr')])
+    ('train --corpus text.txt --block-size 5000', 'too short'), ('train --corpus text.txt --lr -1', 'lr'), ('train --corpus text.txt --n-embd 10000000000000000000', 'less than 2**31'),
+    ('train --corpus text.txt --out text.txt --overwrite', 'not a whole safetensors file'), ('train --corpus text.txt --seed 18446744073709551616', 'seed is 18446744073709551616'),
+    ('generate --checkpoint a --prompt b --seed -1', "invalid _seed value: '-1'")])
 def test_one_line_for_bad_words(capsys, words, says): assert says in fails(capsys, *words.split())
 
 def test_one_line_for_bad_files(capsys):
@@ -152,7 +178,7 @@ def test_resume_with_other_flags_is_refused(capsys):
     Path('text.txt').write_text(TEXT[:-60])
     assert 'another text' in fails(capsys, *train, '--steps', 5, '--resume')
 
-@pytest.mark.parametrize('words', ['--help', 'train --help', 'generate --help', 'demo --help', '--version'])
+@pytest.mark.parametrize('words', ['--help', 'train --help', 'generate --help', 'demo --help', 'bench --help', '--version'])
 def test_help_explains_every_flag(capsys, words):
     with pytest.raises(SystemExit) as e: main(words.split())
     assert e.value.code == 0 and 'tinylm' in capsys.readouterr().out

@@ -85,7 +85,10 @@ def test_every_part_keeps_its_mode_also_after_an_error(mode):
     before = [m.training for m in model.modules()]
     model.decode(torch.zeros(1, 1, dtype=torch.long), 3)
     assert [m.training for m in model.modules()] == before
-    with pytest.raises(RuntimeError): model.decode(torch.zeros(1, 1, dtype=torch.long), 3, generator=torch.Generator('meta'))
+    def fail(*_): raise MemoryError
+    hook = model.blocks[1].register_forward_hook(fail)
+    with pytest.raises(MemoryError): model.decode(torch.zeros(1, 1, dtype=torch.long), 3)
+    hook.remove()
     assert [m.training for m in model.modules()] == before
 
 def test_dropout_is_off_while_decoding():
@@ -109,7 +112,7 @@ def test_a_bad_context_is_refused(idx, says):
 def test_a_bad_count_is_refused(n):
     with pytest.raises(ValueError, match='max_new_tokens'): small_model().decode(torch.zeros(1, 1, dtype=torch.long), n)
 
-@pytest.mark.parametrize('dial', [dict(temperature=-1), dict(temperature=float('nan')), dict(temperature=float('inf')), dict(top_k=0), dict(top_p=0.), dict(top_p=1.1)])
+@pytest.mark.parametrize('dial', [dict(temperature=-1), dict(temperature=float('nan')), dict(temperature=float('inf')), dict(top_k=0), dict(top_k=1.5), dict(top_p=0.), dict(top_p=1.1)])
 def test_bad_dials_are_refused(dial):
     with pytest.raises(ValueError, match=next(iter(dial))): small_model().decode(torch.zeros(1, 1, dtype=torch.long), 1, **dial)
 
@@ -149,8 +152,14 @@ def test_both_cuts_at_once():
 
 def test_greedy_takes_the_best_and_a_tiny_temperature_does_too():
     logits = torch.tensor([[0., 5., 4.9], [3., 1., 2.]])
-    assert sample(logits, 0).tolist() == [[1], [0]] == sample(logits, 1e-30).tolist()
+    assert sample(logits, 0).tolist() == [[1], [0]] == sample(logits, 1e-46).tolist() == sample(logits, 1e-8).tolist()
     assert probabilities(logits, 0).tolist() == [[0, 1, 0], [1, 0, 0]]
+
+def test_a_vanishing_top_p_keeps_the_best(): assert probabilities(torch.tensor([1., 2.]), top_p=1e-46).tolist() == [0, 1]
+
+@pytest.mark.parametrize('bad', [dict(batch=0), dict(new_tokens=0), dict(repeats=0)])
+def test_a_comparison_of_nothing_is_refused(bad):
+    with pytest.raises(ValueError, match=f'{list(bad)[0]} is 0'): compare_phases(small_model(), **bad)
 
 def test_draws_follow_the_distribution():
     logits = torch.tensor([.5, .3, .15, .05]).log()

@@ -310,13 +310,17 @@ def test_another_kind_of_file_under_the_name_is_refused(tmp_path, write):
 def test_a_missing_file_is_not_found(tmp_path):
     assert_refused(tmp_path/'m.safetensors', 'there is no file .*m.safetensors', FileNotFoundError)
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path/'pipe')
+    assert_refused(tmp_path/'pipe', 'pipe is not a whole safetensors file')
+
 def test_a_folder_is_refused(tmp_path): assert_refused(tmp_path, f'{tmp_path.name} is not a whole safetensors file')
 
 def about(chars=None, **changes): return {'tinylm': json.dumps({'config': {**asdict(LMConfig(**SMALL)), **changes}, 'chars': chars})}
 
 @pytest.mark.parametrize('metadata', [
     None, {'format': 'pt'}, {'tinylm': ''}, {'tinylm': '{"config": {'}, {'tinylm': '[]'}, {'tinylm': 'null'}, {'tinylm': '['*100_000}, {'tinylm': '{"config": {}}'},
-    {'tinylm': '{"config": [], "chars": null}'}, about(n_experts=4), about(n_layer=0), about(n_layer='2'), about(dropout='much'), about(n_head=3), about(chars=5)], ids=lambda m: str(m)[:50])
+    {'tinylm': '{"config": [], "chars": null}'}, about(n_experts=4), about(n_layer=0), about(n_layer='2'), about(dropout='much'), about(n_head=3), about(chars=5), about(chars=0), about(chars=''), about(chars='cba'), about(vocab_size=10**30), about(n_layer=10**9)], ids=lambda m: str(m)[:50])
 def test_a_file_that_does_not_say_what_model_it_holds_is_refused(tmp_path, metadata):
     save_file(small_model().state_dict(), tmp_path/'m.safetensors', metadata)
     assert_refused(tmp_path/'m.safetensors', 'm.safetensors does not say what model it holds: expected a file that save_safetensors wrote')

@@ -133,7 +133,7 @@ def stream(self:LanguageModel,
     top_p:float|None=None, # draw from the best tokens that together reach this probability
     generator:torch.Generator|None=None, # makes the draws repeatable
 ): # yields the new tokens, each (B, 1)
-    "Write token by token and hand out each as soon as it is there; bad input is a `ValueError`."
+    "Write token by token and hand out each as soon as it is there; bad input is a `ValueError`. Weights must not change meanwhile: the cache would not notice."
     check_ids(idx, self.config.vocab_size)
     check_dials(max_new_tokens, temperature, top_k, top_p)
     next_logits = _cached(self, idx.shape[0], idx.shape[1] + max_new_tokens) if use_cache else _naive(self)

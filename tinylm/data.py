@@ -8,9 +8,11 @@ __all__ = ['SHAKESPEARE_URL', 'SHAKESPEARE_SHA256', 'visible', 'CharTokenizer', 
 
 # %% ../nbs/00_data.ipynb #c51a3c9b
 import hashlib, os
+from errno import ENOSPC
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
+from uuid import uuid4
 
 import torch
 from platformdirs import user_cache_dir
@@ -94,14 +96,15 @@ def write_atomic(
     "Write a file so that `path` holds all of `chunks` or is left as it was; an error removes what was begun."
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary = path.with_name(f'.{path.name[:99]}.{uuid4().hex}')
     try:
         with open(temporary, 'wb') as f:
             for chunk in chunks: f.write(chunk)
             f.flush(); os.fsync(f.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as e:
         temporary.unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.errno == ENOSPC: e.filename = str(path)         # a full disk does not say which file
         raise
 
 # %% ../nbs/00_data.ipynb #c55c7da9

@@ -20,22 +20,22 @@ from .training import evaluating
 # %% ../nbs/04_decode.ipynb #37d1a655
 def probabilities(
     logits:torch.Tensor, # (..., V) scores of the tokens that could come next
-    temperature:float=1., # divides the logits; 0 gives everything to the best token
+    temperature:float=1., # divides the logits; 0 (and what is as good as 0) gives everything to the best token
     top_k:int|None=None, # keep this many of the best tokens
     top_p:float|None=None, # keep the best tokens that together reach this probability
 )->torch.Tensor: # (..., V), sums to 1
     "The distribution that `sample` draws from; top-p as in Holtzman et al. 2020."
     if not 0 <= temperature < float('inf'): raise ValueError(f'temperature is {temperature}: expected a number of at least 0')
-    if top_k is not None and top_k < 1: raise ValueError(f'top_k is {top_k}: expected at least 1')
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1): raise ValueError(f'top_k is {top_k}: expected a whole number of at least 1')
     if top_p is not None and not 0 < top_p <= 1: raise ValueError(f'top_p is {top_p}: expected a number above 0, at most 1')
-    if temperature == 0: return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    if temperature < 1e-9: return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
     p = ((logits.float() - logits.amax(-1, keepdim=True))/temperature).softmax(-1)
     if top_k is None and top_p is None: return p
     best, order = p.sort(descending=True, stable=True)
     before = best.cumsum(-1) - best                    # the probability of all better tokens
     keep = torch.ones_like(p, dtype=torch.bool)
     if top_k is not None: keep[..., top_k:] = False
-    if top_p is not None and top_p < 1: keep &= before < top_p
+    if top_p is not None and top_p < 1: keep &= before < max(top_p, 1e-30)
     p = torch.zeros_like(p).scatter(-1, order, best*keep)
     return p/p.sum(-1, keepdim=True)
 
@@ -47,8 +47,8 @@ def sample(
     generator:torch.Generator|None=None, # makes the draw repeatable
 )->torch.Tensor: # (B, 1) token ids
     "Draw the next token of each row."
-    p = probabilities(logits, temperature, top_k, top_p)
-    return p.argmax(-1, keepdim=True) if temperature == 0 else torch.multinomial(p, 1, generator=generator)
+    if temperature == 0: return logits.argmax(-1, keepdim=True)
+    return torch.multinomial(probabilities(logits, temperature, top_k, top_p), 1, generator=generator)
 
 # %% ../nbs/04_decode.ipynb #2d5556dd
 def check_dials(
@@ -67,9 +67,11 @@ def _naive(model):
     return lambda idx: model.logits(model.hidden(idx[:, -model.config.block_size:])[:, -1])
 
 def _tokens(model, idx, max_new_tokens, next_logits, dials):
+    parts = list(model.modules())
     for _ in range(max_new_tokens):
         # DECODE PHASE: one new token, which depends on all before it
-        with torch.no_grad(), evaluating(model): token = sample(next_logits(idx), **dials)
+        with torch.inference_mode(), evaluating(parts): token = sample(next_logits(idx), **dials)
+        token = token.clone()                          # made outside of inference mode, so that it can be trained on
         idx = torch.cat([idx, token], 1)
         yield token
 
@@ -130,9 +132,11 @@ def compare_phases(
     repeats:int=5, # measurements, of which the median is kept
 )->list[PhaseCost]: # prefill, decode
     "Read B full windows in one pass, write tokens one by one, and count and time both."
+    for name, n in (('batch', batch), ('new_tokens', new_tokens), ('repeats', repeats)):
+        if not isinstance(n, int) or n < 1: raise ValueError(f'{name} is {n!r}: expected a whole number of at least 1')
     T, V = model.config.block_size, model.config.vocab_size
     idx = torch.randint(V, (batch, T), generator=torch.Generator().manual_seed(0)).to(model.tok_emb.weight.device)
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model.modules()):
         work = {'prefill': (batch*T, lambda: model.prefill(idx)), 'decode': (new_tokens, lambda: model.decode(idx[:1, :1], new_tokens))}
         runs = {phase: [_cost(model, phase, *w) for _ in range(repeats)] for phase, w in work.items()}
     for costs in runs.values(): costs[0].seconds = median(c.seconds for c in costs)
@@ -151,11 +155,13 @@ def phase_gap(
     model:LanguageModel, # the model to test
     x:torch.Tensor, # (B, T) any token ids, T at most block_size
     k:int, # the cut, from 1 to T: x[:, :k] is prefilled, the rest decoded
+    *,
     cache=None, # decode through this cache (lesson 05); naively when not given
 )->torch.Tensor: # (T,) the largest difference of logits at each position
     "How far decode is from prefill, at each position of `x`."
-    if not 1 <= k <= x.shape[1]: raise ValueError(f'k is {k}: expected 1 to {x.shape[1]}')
-    with torch.no_grad(), evaluating(model):
+    check_ids(x, model.config.vocab_size, 'x')
+    if not isinstance(k, int) or not 1 <= k <= x.shape[1]: raise ValueError(f'k is {k}: expected 1 to {x.shape[1]}')
+    with torch.no_grad(), evaluating(model.modules()):
         whole, _ = model.prefill(x)
         steps = [model.prefill(x[:, :k], cache=cache)[0]]
         for t in range(k, x.shape[1]): steps.append(model.prefill(x[:, 0 if cache is None else t:t+1], cache=cache)[0][:, -1:])
@@ -165,8 +171,9 @@ def phase_invariant(
     model:LanguageModel, # the model to test
     x:torch.Tensor, # (B, T) any token ids, T at most block_size
     k:int, # the cut, from 1 to T
+    *,
     cache=None, # decode through this cache (lesson 05); naively when not given
     atol:float=1e-4, # the largest difference that rounding may make
 )->bool: # whether decode gives the logits of prefill
     "Prefill `k` tokens, decode the rest: the logits must be those of one prefill."
-    return bool((phase_gap(model, x, k, cache) <= atol).all())
+    return bool((phase_gap(model, x, k, cache=cache) <= atol).all())

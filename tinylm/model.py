@@ -9,6 +9,7 @@ __all__ = ['LMConfig', 'MLP', 'Block', 'LanguageModel', 'check_ids', 'read_safet
 import json
 from dataclasses import asdict, dataclass
 from math import sqrt
+from pathlib import Path
 
 import torch
 from fastcore.basics import patch
@@ -17,7 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.nn import functional as F
 
-from .attention import CausalSelfAttention
+from .attention import CausalSelfAttention, Linear
 from .data import CharTokenizer, write_atomic
 
 # %% ../nbs/02_model.ipynb #1996771b
@@ -36,6 +37,7 @@ class LMConfig:
         for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
             n = getattr(self, name)
             if not isinstance(n, int) or isinstance(n, bool) or n < 1: raise ValueError(f'{name} is {n!r}: expected a whole number of at least 1')
+            if n >= 2**31: raise ValueError(f'{name} is {n!r}: expected less than 2**31')
         if self.n_embd % self.n_head: raise ValueError(f'n_embd {self.n_embd} is not divisible by n_head {self.n_head}')
         if not isinstance(self.bias, bool): raise ValueError(f'bias is {self.bias!r}: expected True or False')
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1: raise ValueError(f'dropout is {self.dropout!r}: expected a number from 0 to below 1')
@@ -48,8 +50,8 @@ class MLP(nn.Module):
         bias:bool=True, # whether the linear maps add a constant
     ):
         super().__init__()
-        self.up = nn.Linear(n_embd, 4*n_embd, bias=bias)
-        self.down = nn.Linear(4*n_embd, n_embd, bias=bias)
+        self.up = Linear(n_embd, 4*n_embd, bias=bias)
+        self.down = Linear(4*n_embd, n_embd, bias=bias)
 
     def forward(self,
         x:torch.Tensor, # (B, T, C)
@@ -67,7 +69,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = (nn.LayerNorm(config.n_embd, bias=config.bias) for _ in range(2))
         self.attention = CausalSelfAttention(config.n_embd, config.n_head, config.bias, config.dropout)
         self.mlp = MLP(config.n_embd, config.bias)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self,
         x:torch.Tensor, # (B, T, C), the residual stream
@@ -90,11 +92,12 @@ class LanguageModel(nn.Module):
         tokenizer:CharTokenizer|None=None, # kept with the weights in files
     ):
         super().__init__()
-        self.config, self.tokenizer = config or LMConfig(), tokenizer
-        c = self.config
+        c = LMConfig() if config is None else config
+        if not isinstance(c, LMConfig): raise ValueError(f'config is {c!r}: expected an LMConfig')
+        self.config, self.tokenizer = c, tokenizer
         _check_vocabulary(self.config, tokenizer)
         self.tok_emb, self.pos_emb = nn.Embedding(c.vocab_size, c.n_embd), nn.Embedding(c.block_size, c.n_embd)
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = nn.Dropout(c.dropout) if c.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
         self.norm = nn.LayerNorm(c.n_embd, bias=c.bias)
         for name, p in self.named_parameters(): self._init(name, p)
@@ -193,6 +196,7 @@ def read_safetensors(
 )->tuple[dict, dict]: # tensors by name, metadata by name
     "All of a safetensors file; `FileNotFoundError` where there is none, `ValueError` where it is not whole."
     try:
+        if Path(path).exists() and not Path(path).is_file(): raise OSError('not a regular file')
         with safe_open(path, 'pt') as f: return {k: f.get_tensor(k).clone() for k in f.keys()}, f.metadata() or {}   # clone: else they follow the file
     except FileNotFoundError: raise FileNotFoundError(f'there is no file {path}') from None
     except (SafetensorError, OSError) as e: raise ValueError(f'{path} is not a whole safetensors file ({e})') from None
@@ -201,8 +205,9 @@ def _read_model_file(path):
     tensors, metadata = read_safetensors(path)
     try:
         about = json.loads(metadata['tinylm'])
-        config, tokenizer = LMConfig(**about['config']), about['chars'] and CharTokenizer(about['chars'])
-        if config.n_layer > len(tensors) or tokenizer and tokenizer.chars != about['chars']: raise ValueError
+        config, chars = LMConfig(**about['config']), about['chars']
+        tokenizer = None if chars is None else CharTokenizer(chars)
+        if config.n_layer > len(tensors) or tokenizer and tokenizer.chars != chars: raise ValueError
         return tensors, config, tokenizer
     except (TypeError, KeyError, ValueError, RecursionError): raise ValueError(f'{path} does not say what model it holds: expected a file that save_safetensors wrote') from None
 

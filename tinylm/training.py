@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from .data import CharTokenizer, data_dir, get_batch, load_corpus, train_val_split, write_atomic
-from .model import LanguageModel, LMConfig, read_safetensors
+from .model import LanguageModel, LMConfig, check_ids, read_safetensors
 
 # %% ../nbs/03_prefill.ipynb #0d100891
 @dataclass
@@ -41,13 +41,16 @@ class TrainConfig:
     seed:int=1337          # of the choice of batches
 
     def __post_init__(self):
-        for name in ('steps', 'batch_size', 'eval_every', 'eval_windows'):
-            if not isinstance(n := getattr(self, name), int) or n < 1: raise ValueError(f'{name} is {n!r}: expected a whole number of at least 1')
+        least = dict(steps=1, batch_size=1, warmup=0, eval_every=1, eval_windows=1, seed=0)
+        for name, low in least.items():
+            if not isinstance(n := getattr(self, name), int) or not low <= n < 2**63: raise ValueError(f'{name} is {n!r}: expected a whole number of at least {low}')
+        for name in ('lr', 'min_lr', 'weight_decay', 'beta1', 'beta2', 'grad_clip'):
+            try: setattr(self, name, float(getattr(self, name)))
+            except (TypeError, ValueError): raise ValueError(f'{name} is {getattr(self, name)!r}: expected a number') from None
         if not 0 <= self.min_lr <= self.lr < float('inf'): raise ValueError(f'min_lr {self.min_lr} and lr {self.lr}: expected 0 <= min_lr <= lr')
         for name in ('beta1', 'beta2'):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f'{name} is {getattr(self, name)}: expected a number from 0 to below 1')
-        for name in ('warmup', 'weight_decay'):
-            if not getattr(self, name) >= 0: raise ValueError(f'{name} is {getattr(self, name)}: expected at least 0')
+        if not 0 <= self.weight_decay < float('inf'): raise ValueError(f'weight_decay is {self.weight_decay}: expected a number of at least 0')
         if not self.grad_clip > 0: raise ValueError(f'grad_clip is {self.grad_clip}: expected a number above 0')
 
 # %% ../nbs/03_prefill.ipynb #24eb7fcc
@@ -63,14 +66,19 @@ def learning_rate(
 # %% ../nbs/03_prefill.ipynb #4e91c065
 @contextmanager
 def evaluating(
-    model:torch.nn.Module, # any module
+    parts, # modules, such as `model.modules()`
 ):
     "Switch dropout off inside the `with` block, and leave every part in the mode it was in."
-    was_training = [m for m in model.modules() if m.training]
-    model.eval()
-    try: yield model
+    was_training = [m for m in parts if m.training]
+    for m in was_training: m.training = False
+    try: yield
     finally:
         for m in was_training: m.training = True
+
+def _check_text(ids, config, name):
+    if not isinstance(ids, torch.Tensor) or ids.ndim != 1 or ids.dtype not in (torch.int64, torch.int32): raise ValueError(f'the {name} text is no row of token ids: expected a 1-D tensor of integers')
+    if len(ids) <= config.block_size: raise ValueError(f'the {name} text of {len(ids)} tokens is too short: block_size {config.block_size} needs at least {config.block_size+1}')
+    check_ids(ids[None], config.vocab_size, f'the {name} text')
 
 @torch.no_grad()
 def evaluate(
@@ -80,12 +88,13 @@ def evaluate(
     batch_size:int=64, # windows in a pass
 )->float: # mean loss in nats a token
     "Prefill consecutive windows of `ids` and return the mean loss."
+    _check_text(ids, model.config, 'validation')
+    if max_windows is not None and max_windows < 1: raise ValueError(f'max_windows is {max_windows}: expected at least 1')
     T = model.config.block_size
     n = (len(ids)-1)//T
-    if n < 1: raise ValueError(f'a text of {len(ids)} tokens is too short: block_size {T} needs at least {T+1}')
     starts = torch.linspace(0, n-1, min(n, max_windows or n)).long()*T
     total = 0.
-    with evaluating(model):
+    with evaluating(model.modules()):
         for chunk in starts.split(batch_size):
             windows = ids[chunk[:, None] + torch.arange(T+1)]
             total += model.prefill(windows[:, :-1], windows[:, 1:])[1].item()*len(chunk)
@@ -101,7 +110,9 @@ class Trainer:
         config:TrainConfig|None=None, # the recipe; `TrainConfig()` when not given
     ):
         self.model, self.train_ids, self.val_ids = model, train_ids, val_ids
-        self.config = c = config or TrainConfig()
+        self.config = c = TrainConfig() if config is None else config
+        if not isinstance(c, TrainConfig): raise ValueError(f'config is {c!r}: expected a TrainConfig')
+        for name, ids in (('training', train_ids), ('validation', val_ids)): _check_text(ids, model.config, name)
         matrices, others = ([p for p in model.parameters() if (p.ndim > 1) == big] for big in (True, False))
         self.optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': c.weight_decay}, {'params': others, 'weight_decay': 0.}],
                                            lr=c.lr, betas=(c.beta1, c.beta2), fused=True)
@@ -131,44 +142,64 @@ def update(self:Trainer):
 def record(self:Trainer):
     "Evaluate, and add a line to `history`."
     val_loss = evaluate(self.model, self.val_ids, self.config.eval_windows)
+    if not isfinite(val_loss): raise RuntimeError(f'the validation loss is {val_loss} at step {self.step}: try a learning rate below {self.config.lr}')
     self.history.append({'step': self.step, 'seconds': self.seconds, 'loss': self.loss, 'val_loss': val_loss})
 
-# %% ../nbs/03_prefill.ipynb #69854780
+# %% ../nbs/03_prefill.ipynb #cbe44b27
 def _fingerprint(ids): return hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:16]
 
 @patch
 def about(self:Trainer)->dict: # what a checkpoint has to agree with
     "Model, recipe and text of this run."
-    return {'model': asdict(self.model.config), 'recipe': asdict(self.config), 'text': _fingerprint(self.train_ids)}
+    return {'model': asdict(self.model.config), 'recipe': asdict(self.config), 'vocabulary': self.model.tokenizer and self.model.tokenizer.chars,
+            'text': [_fingerprint(ids) for ids in (self.train_ids, self.val_ids)]}
 
-# %% ../nbs/03_prefill.ipynb #19b53ee2
+# %% ../nbs/03_prefill.ipynb #13f35802
+def _tensors(run):
+    tensors = {f'model.{k}': t for k, t in run.model.state_dict().items()}
+    for i, state in run.optimizer.state_dict()['state'].items(): tensors |= {f'optimizer.{i}.{k}': t for k, t in state.items()}
+    return tensors | {'random.batches': run.generator.get_state(), 'random.dropout': torch.get_rng_state()}
+
+# %% ../nbs/03_prefill.ipynb #52011283
 @patch
 def save(self:Trainer,
     path, # the file to write
 ):
     "Write everything that `load` needs to go on, entirely or not at all."
-    tensors = {f'model.{k}': t for k, t in self.model.state_dict().items()}
-    for i, state in self.optimizer.state_dict()['state'].items(): tensors |= {f'optimizer.{i}.{k}': t for k, t in state.items()}
-    tensors |= {'random.batches': self.generator.get_state(), 'random.dropout': torch.get_rng_state()}
     progress = {k: getattr(self, k) for k in ('step', 'seconds', 'loss', 'history')}
-    write_atomic(path, [to_bytes(tensors, {'tinylm.training': json.dumps({'about': self.about(), 'progress': progress})})])
+    write_atomic(path, [to_bytes(_tensors(self), {'tinylm.training': json.dumps({'about': self.about(), 'progress': progress})})])
 
-# %% ../nbs/03_prefill.ipynb #0b44be59
+# %% ../nbs/03_prefill.ipynb #f42ee705
 def _read_run(path, about):
     tensors, metadata = read_safetensors(path)
-    try: saved, progress = (json.loads(metadata['tinylm.training'])[k] for k in ('about', 'progress'))
-    except (KeyError, ValueError): raise ValueError(f'{path} is not a training checkpoint') from None
+    try:
+        file = json.loads(metadata['tinylm.training'])
+        saved = {what: file['about'][what] for what in about}
+        step, seconds, loss, history = (file['progress'][k] for k in ('step', 'seconds', 'loss', 'history'))
+        if not (isinstance(step, int) and 0 < step <= about['recipe']['steps'] and isinstance(seconds, float) and isinstance(loss, float) and isinstance(history, list)): raise ValueError
+    except (KeyError, TypeError, ValueError, RecursionError): raise ValueError(f'{path} is not a training checkpoint') from None
     for what, mine in about.items():
         if saved[what] != mine: raise ValueError(f'{path} is a run with another {what}: it has {saved[what]}, this run has {mine}')
-    return tensors, progress
+    return tensors, dict(step=step, seconds=seconds, loss=loss, history=history)
 
-# %% ../nbs/03_prefill.ipynb #25a584c9
+def _check_state(path, tensors, run):
+    "Every tensor that a checkpoint must have, with its shape and type."
+    shapes = lambda ts: {k: (tuple(t.shape), t.dtype) for k, t in ts.items()}
+    want = shapes({k: t for k, t in _tensors(run).items() if not k.startswith('optimizer')})
+    for i, p in enumerate(p for g in run.optimizer.param_groups for p in g['params']):
+        want |= {f'optimizer.{i}.{k}': (tuple(p.shape), p.dtype) for k in ('exp_avg', 'exp_avg_sq')} | {f'optimizer.{i}.step': ((), torch.float32)}
+    got = shapes(tensors)
+    for name in sorted(want.keys() | got.keys()):
+        if want.get(name) != got.get(name): raise ValueError(f'{path} holds {name} as {got.get(name)}: expected {want.get(name)}')
+
+# %% ../nbs/03_prefill.ipynb #4bb4d1f8
 @patch
 def load(self:Trainer,
     path, # a file that `save` wrote
 )->Trainer: # self
     "Take over a saved run; a file of another model, recipe or text is a `ValueError`, and nothing changes."
     tensors, progress = _read_run(path, self.about())
+    _check_state(path, tensors, self)
     part = lambda prefix: {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     optimizer = self.optimizer.state_dict()
     for name, t in part('optimizer.').items():
@@ -185,7 +216,17 @@ def checkpoint_path(
     out:str|Path, # where the model goes
 )->Path: # where the state of the run goes
     "`model.safetensors` has its run in `model.training.safetensors`."
-    return Path(out).with_suffix('.training.safetensors')
+    out = Path(out)
+    return out.with_name(out.name.removesuffix('.safetensors') + '.training.safetensors')
+
+def _check_out(out):
+    "Find out now, not after the first hour, whether `out` can be written and overwrites nothing of value."
+    out = Path(out)
+    if not out.name or out.name.endswith('.training.safetensors'): raise ValueError(f'{str(out)!r} is no name for a model: expected something like model.safetensors')
+    for path in (out, checkpoint_path(out)):
+        if path.exists() and not (path.is_file() and any(k.startswith('tinylm') for k in read_safetensors(path)[1])): raise ValueError(f'{path} exists and is not a tinylm file: choose another name')
+    probe = out.with_name(f'.{out.name[:99]}.probe')
+    write_atomic(probe, [b'']); probe.unlink()
 
 def train(
     model:LanguageModel, # trained in place
@@ -200,15 +241,15 @@ def train(
     "Train `model`; on a CPU, a run that was stopped and resumed ends with the same bits as an unbroken one."
     if resume and not out: raise ValueError('resume=True needs out: the checkpoint lies beside it')
     run = Trainer(model, train_ids, val_ids, config)
+    if out is not None: _check_out(out)
     if resume: run.load(checkpoint_path(out))
 
     def keep():
-        run.record()
-        if out: run.save(checkpoint_path(out))
-        if out and run.step: model.save_safetensors(out)
+        if not run.history or run.history[-1]['step'] < run.step: run.record()
+        if out is not None and run.step: run.save(checkpoint_path(out)); model.save_safetensors(out)
 
     model.train()
-    if not run.history: keep()
+    keep()
     with tqdm(total=run.config.steps, initial=run.step, unit='step', disable=bool(callback)) as bar:
         while run.step < run.config.steps:
             run.update()
@@ -228,7 +269,10 @@ def course_path()->Path: # the file in `data_dir()`
 def course_model()->LanguageModel: # in evaluation mode, with its tokenizer
     "The model of lesson 03: from the cache folder, or trained now (about a minute)."
     path = course_path()
-    if path.exists(): return LanguageModel.from_safetensors(path)
+    if path.exists():
+        try: return LanguageModel.from_safetensors(path)
+        except ValueError as e: raise ValueError(f'{e}: remove it, and it is made anew') from None
+    _check_out(path)
     text, recipe = load_corpus(), TrainConfig()
     tokenizer = CharTokenizer(text)
     with torch.random.fork_rng(devices=[]):
