@@ -1,4 +1,5 @@
 "Every way through a cache gives the logits of one prefill."
+import shutil, warnings
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 from test_decoding import naive, seeded, small_model
 
 from tinylm import KVCache, LMConfig, phase_gap, phase_invariant, phase_map
+from tinylm import cache as cache_module
 
 quick = settings(deadline=None, max_examples=40)
 
@@ -98,6 +100,20 @@ def test_a_decode_gives_its_memory_the_size_that_it_needs(monkeypatch):
     model = small_model(block_size=32)
     model.decode(tokens(2, 5), 7); model.decode(tokens(1, 5), 100)
     assert made == [(2, 12), (1, 32)]
+
+def test_a_compiled_decode_writes_the_same_text():
+    model, x = small_model(n_layer=1, block_size=12).eval(), tokens(2, 3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error' if shutil.which('g++') else 'ignore', message='torch.compile does not work')
+        assert torch.equal(model.decode(x, 15, temperature=0, compile=True), model.decode(x, 15, temperature=0))
+
+def test_where_nothing_compiles_decode_says_so_and_goes_on(monkeypatch):
+    def fail(*_): raise RuntimeError('no compiler')
+    monkeypatch.setattr(cache_module, '_compiled', fail)
+    model, x = small_model().eval(), tokens(2, 3)
+    with pytest.warns(UserWarning, match='torch.compile does not work here, decoding goes on without it') as seen:
+        got = model.decode(x, 4, temperature=0, compile=True)
+    assert torch.equal(got, model.decode(x, 4, temperature=0)) and len(seen) == 1
 
 # --- memory
 

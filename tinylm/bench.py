@@ -45,6 +45,7 @@ def benchmark(
     prompt:int=16, # tokens that are read before decoding
     new_tokens:int=40, # tokens that are written in each measurement
     batches:tuple=(1, 4, 16, 32), # rows
+    compile:bool=False, # also with `torch.compile`
 )->dict: # everything measured, ready for JSON
     "Prefill and decode of one model on this machine."
     T = model.config.block_size
@@ -52,7 +53,7 @@ def benchmark(
     new_tokens = min(new_tokens, T-prompt)
     machine, idx = Machine.measure(), torch.zeros(1, T, dtype=torch.long)
     with torch.inference_mode(): prefill = _best(lambda: model.prefill(idx), 4)
-    ways = {'naive': dict(use_cache=False), 'cached': {}}
+    ways = {'naive': dict(use_cache=False), 'cached': {}} | ({'compiled': dict(compile=True)} if compile else {})
     result = {'torch': torch.__version__, 'python': platform.python_version(), 'threads': torch.get_num_threads(), 'machine': vars(machine), 'config': vars(model.config),
               'prefill': {'tokens': T, 'tokens_a_second': T/prefill}}
     result |= {'decode': {way: measure_decode(model, prompt, new_tokens, **dial) for way, dial in ways.items()}}

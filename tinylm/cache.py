@@ -6,6 +6,7 @@
 __all__ = ['KVCache', 'phase_map']
 
 # %% ../nbs/05_kv_cache.ipynb #cfb3a57f
+import warnings
 from copy import copy
 
 import torch
@@ -111,15 +112,31 @@ def commit(self:KVCache):
     "The pass is done: its tokens count."
     for r in self.rows: self._lengths[r] += self.stop - self.start
 
-# %% ../nbs/05_kv_cache.ipynb #32f69db0
-def _cached(model, batch, length):
+# %% ../nbs/05_kv_cache.ipynb #2b778433
+def _step(model, cache, idx): return model.logits(model.hidden(idx, cache)[:, -1])
+
+_compiled = None
+
+def _compiled_step(model, cache, idx):
+    global _compiled
+    try:
+        _compiled = _compiled or torch.compile(_step)
+        return _compiled(model, cache, idx)
+    except RuntimeError as e:                          # what torch.compile raises where it finds no compiler is one
+        warnings.warn(f'torch.compile does not work here, decoding goes on without it ({type(e).__name__})')
+        _compiled = _step
+        return _step(model, cache, idx)
+
+# %% ../nbs/05_kv_cache.ipynb #ef5df2b2
+def _cached(model, batch, length, compile=False):
     "The logits of the next token, reading only what the cache has not seen."
     longest = model.config.block_size
     weight, naive = model.tok_emb.weight, _naive(model)
     cache = KVCache(model.config, batch, min(length, longest), weight.dtype, weight.device)
     def next_logits(idx):
         if idx.shape[1] > longest: return naive(idx)                 # the window slides: no key stays true
-        return model.logits(model.hidden(idx[:, cache.lengths[0]:], cache)[:, -1])
+        new = idx[:, cache.lengths[0]:]
+        return (_compiled_step if compile and new.shape[1] == 1 else _step)(model, cache, new)
     return next_logits
 
 @patch
@@ -128,6 +145,7 @@ def stream(self:LanguageModel,
     max_new_tokens:int, # how many tokens to write, at least 0
     *,
     use_cache:bool=True, # False reads the whole window for every token, as in lesson 04
+    compile:bool=False, # let `torch.compile` write a program for the cached step; the first token then waits for it
     temperature:float=1., # 0 takes the best token
     top_k:int|None=None, # draw from this many of the best tokens
     top_p:float|None=None, # draw from the best tokens that together reach this probability
@@ -136,7 +154,7 @@ def stream(self:LanguageModel,
     "Write token by token and hand out each as soon as it is there; bad input is a `ValueError`. Weights must not change meanwhile: the cache would not notice."
     check_ids(idx, self.config.vocab_size)
     check_dials(max_new_tokens, temperature, top_k, top_p)
-    next_logits = _cached(self, idx.shape[0], idx.shape[1] + max_new_tokens) if use_cache else _naive(self)
+    next_logits = _cached(self, idx.shape[0], idx.shape[1] + max_new_tokens, compile) if use_cache else _naive(self)
     return _tokens(self, idx, max_new_tokens, next_logits, dict(temperature=temperature, top_k=top_k, top_p=top_p, generator=generator))
 
 # %% ../nbs/05_kv_cache.ipynb #325d1639

@@ -98,7 +98,7 @@ def _demo(args):
 # %% ../nbs/cli.ipynb #45c9c701
 def _bench(args):
     model = LanguageModel.from_safetensors(args.checkpoint) if args.checkpoint else LanguageModel(SIZES[args.size]).eval()
-    result = benchmark(model, args.prompt)
+    result = benchmark(model, args.prompt, compile=args.compile)
     if args.json: write_atomic(args.json, [json.dumps(result, indent=1).encode()])
     print(bench_table(result))
 
@@ -136,6 +136,7 @@ def _parser():
     b.add_argument('--size', choices=SIZES, default='S', help='a model with random weights, from a toy to GPT-2 small (%(default)s)')
     b.add_argument('--checkpoint', help='a file that tinylm train wrote, in place of --size')
     b.add_argument('--prompt', type=int, default=16, help='tokens that are read before decoding (%(default)s)')
+    b.add_argument('--compile', action='store_true', help='also decode with torch.compile, which takes a minute to warm up')
     b.add_argument('--json', metavar='FILE', help='write everything measured to this file')
     b.set_defaults(run=_bench)
     return p
