@@ -18,8 +18,9 @@ export: .venv/everything     # notebooks -> package and README
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/readme.py
 
-docs: .venv/everything       # the site, into _docs/
+docs:                        # the site, into _docs/
 	@command -v quarto >/dev/null || { echo 'make docs needs Quarto, which is a program of its own: https://quarto.org/docs/get-started/'; exit 1; }
+	@$(MAKE) --no-print-directory .venv/everything
 	$(BIN)/nbdev_docs
 
 .venv/library: $(ABOUT)

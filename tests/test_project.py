@@ -108,6 +108,14 @@ def test_readme_starts_with_two_commands():
     for c in [*commands, 'make lab', 'make docs', 'make export']: assert f"\n{c.split()[1]}: " in makefile
     assert 'make test' in (ROOT/'.ci'/'run').read_text()
 
+@pytest.mark.skipif(not shutil.which('make'), reason='needs make')
+def test_make_docs_says_where_to_get_quarto_and_installs_nothing(tmp_path):
+    shutil.copy(ROOT/'Makefile', tmp_path/'Makefile')
+    for tool in ('make', 'sh'): (tmp_path/tool).symlink_to(shutil.which(tool))
+    done = subprocess.run([tmp_path/'make', 'docs'], cwd=tmp_path, env={'PATH': str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode != 0 and done.stdout == 'make docs needs Quarto, which is a program of its own: https://quarto.org/docs/get-started/\n'
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['Makefile', 'make', 'sh']
+
 def sidebar(items):
     for item in items:
         if isinstance(item, str): yield item

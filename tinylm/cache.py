@@ -68,13 +68,13 @@ class KVCache:
         return one
 
 # %% ../nbs/05_kv_cache.ipynb #0ab5da9f
-def _check_fit(cache, model, idx):
+def _check_fit(cache, model, idx, held):
     weight, kv = model.tok_emb.weight, cache.kv[0]
     if cache.config is not model.config and cache.config != model.config: raise ValueError(f'this cache was made for {cache.config}, and the model is {model.config}')
     if idx.shape[0] != len(cache.rows): raise ValueError(f'this cache has {len(cache.rows)} rows, and idx has {idx.shape[0]}')
     if weight.dtype != kv.dtype or weight.device != kv.device: raise ValueError(f'this cache is {kv.dtype} on {kv.device}, and the model {weight.dtype} on {weight.device}')
-    if max(cache.lengths) + idx.shape[1] > cache.length:
-        raise ValueError(f'this cache holds {max(cache.lengths)} of {cache.length} positions: {idx.shape[1]} more do not fit (reset() empties it)')
+    if held + idx.shape[1] > cache.length:
+        raise ValueError(f'this cache holds {held} of {cache.length} positions: {idx.shape[1]} more do not fit (reset() empties it)')
 
 @patch
 def begin(self:KVCache,
@@ -82,10 +82,11 @@ def begin(self:KVCache,
     idx:torch.Tensor, # (B, T) the tokens that are coming
 ): # their positions: a slice if all rows are equally long, else (B, T)
     "Make ready for T new tokens in every row; what does not fit is a `ValueError`, and nothing changes."
-    _check_fit(self, model, idx)
     B, T = idx.shape
     lengths = self.lengths
-    self.start, self.stop = max(lengths), max(lengths) + T
+    start = max(lengths)
+    _check_fit(self, model, idx, start)
+    self.start, self.stop = start, start + T
     self.mask, self.ragged = None, min(lengths) < self.start
     if self.ragged:
         positions = torch.tensor(lengths, device=idx.device)[:, None] + torch.arange(T, device=idx.device)
@@ -103,8 +104,8 @@ def update(self:KVCache,
     "Take in the new keys and values of a layer and hand back all of them."
     memory = self.kv[layer]
     if self.ragged: memory.scatter_(3, self.index, kv)
-    else: memory[:, :, :, self.start:self.stop] = kv
-    k, v = memory[:, :, :, :self.stop]
+    else: memory.narrow(3, self.start, self.stop - self.start).copy_(kv)
+    k, v = memory.narrow(3, 0, self.stop)
     return k, v, self.mask
 
 @patch
