@@ -49,7 +49,7 @@ def benchmark(
 )->dict: # everything measured, ready for JSON
     "Prefill and decode of one model on this machine."
     T = model.config.block_size
-    if not isinstance(prompt, int) or not 1 <= prompt <= T-2: raise ValueError(f'prompt is {prompt!r}: expected 1 to {T-2} for block_size {T}')
+    if not isinstance(prompt, int) or not 1 <= prompt <= T-3: raise ValueError(f'prompt is {prompt!r}: expected 1 to {T-3} for block_size {T}')
     new_tokens = min(new_tokens, T-prompt)
     machine, idx = Machine.measure(), torch.zeros(1, T, dtype=torch.long)
     with torch.inference_mode(): prefill = _best(lambda: model.prefill(idx), 4)
@@ -72,5 +72,5 @@ def bench_table(
              f'prefill of {r["prefill"]["tokens"]} tokens: {r["prefill"]["tokens_a_second"]:,.0f} tokens a second', '', f'{"decode":8} {"TTFT ms":>24} {"TPOT ms, median":>24} {"TPOT ms, 95%":>24} {"tokens/s":>9}']
     for way, d in r['decode'].items(): lines.append(f'{way:8} {ms(d["ttft"]):>24} {ms(d["tpot"]):>24} {ms(d["tpot95"]):>24} {d["tokens_a_second"]:9,.0f}')
     lines += ['', 'rows in a batch, tokens a second in all:  ' + '   '.join(f'{B}: {t:,.0f}' for B, t in r['batch'].items()),
-              f'a cached step takes {r["roofline"]:.0%} of its time to move its bytes at full bandwidth']
+              f'moving its bytes at full bandwidth would take {r["roofline"]:.0%} of a cached step']
     return '\n'.join(lines)

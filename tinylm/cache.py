@@ -146,7 +146,7 @@ def stream(self:LanguageModel,
     max_new_tokens:int, # how many tokens to write, at least 0
     *,
     use_cache:bool=True, # False reads the whole window for every token, as in lesson 04
-    compile:bool=False, # let `torch.compile` write a program for the cached step; the first token then waits for it
+    compile:bool=False, # let `torch.compile` write a program for the cached step; the first single-token step then waits for it
     temperature:float=1., # 0 takes the best token
     top_k:int|None=None, # draw from this many of the best tokens
     top_p:float|None=None, # draw from the best tokens that together reach this probability

@@ -34,7 +34,7 @@ class Ledger:
 
     @property
     def n_bytes(self)->int:
-        "All bytes moved."
+        "Bytes of weights and cache; activations are not counted."
         return self.weight_bytes + self.cache_read + self.cache_written
 
     @property
@@ -121,7 +121,7 @@ class Machine:
         n, big, tiny = 1024, torch.ones(64*2**20), torch.ones(8)
         a, b, halves, column = torch.rand(n, n), torch.rand(n, n), big.view(2, -1, n), torch.ones(1, n).t().expand(2, n, 1)
         with torch.inference_mode():
-            reading = min(_best(big.sum), _best(lambda: torch.bmm(halves, column)))     # two ways to read all of it
+            reading = min(_best(big.sum), _best(lambda: torch.bmm(halves, column)))     # two ways to read all of it; the section on one row explains the second
             return cls(2*n**3/_best(lambda: a @ b), big.numel()*4/reading, _best(lambda: [tiny + 1 for _ in range(1000)], 9)/1000)
 
     def seconds(self,
@@ -139,7 +139,7 @@ def linear(
     weight:torch.Tensor, # (out, in)
     bias:torch.Tensor|None=None, # (out,)
 )->torch.Tensor: # (..., out)
-    "`F.linear`; for few rows and a large matrix, as two halves, so that every core reads a part."
+    "`F.linear`; for few rows and a large matrix, as two halves, which two cores can read at once."
     n_out, n_in = weight.shape
     rows = x.numel()//n_in
     if rows > 4 or n_out % 2 or n_out*n_in < LARGE or not x.is_cpu: return F.linear(x, weight, bias)
@@ -152,7 +152,7 @@ def linear(
 def forward(self:Linear,
     x:torch.Tensor, # (..., in)
 )->torch.Tensor: # (..., out)
-    "A linear map that knows its phase."
+    "A linear map that takes another way for few rows."
     if self.in_features*self.out_features < LARGE: return F.linear(x, self.weight, self.bias)
     return linear(x, self.weight, self.bias)
 
@@ -181,7 +181,7 @@ class Timeline:
         **dials, # as for `stream`
     )->'Timeline':
         "Write tokens and time each."
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 2: raise ValueError(f'max_new_tokens is {max_new_tokens!r}: expected at least 2')
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 3: raise ValueError(f'max_new_tokens is {max_new_tokens!r}: expected at least 3')
         longest, seconds, costs, tokens = model.config.block_size, [], [], []
         stream = model.stream(idx, max_new_tokens, **dials)
         for n in range(max_new_tokens):
