@@ -50,13 +50,6 @@ def time_to(engine, idx, n):
     start = time.perf_counter(); out = engine(idx, n)
     return time.perf_counter() - start, out
 
-def training_step(model, batch):
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    idx = torch.randint(model.config.vocab_size, (batch, model.config.block_size))
-    def step(loss_of):
-        loss = loss_of(idx); optimizer.zero_grad(); loss.backward(); optimizer.step()
-    return step
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--size', choices=SIZES, default='S')

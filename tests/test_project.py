@@ -8,7 +8,7 @@ import yaml
 from conftest import ROOT
 
 import tinylm
-from tinylm import LMConfig, TrainConfig, cli
+from tinylm import cli
 
 sys.path.insert(0, str(ROOT/'tools'))
 from readme import readme

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tinylm import (CharTokenizer, LanguageModel, LMConfig, TrainConfig, Trainer, checkpoint_path, course_model, course_path, evaluate, evaluating,
-                    learning_rate, load_corpus, train, training)
+                    learning_rate, train, training)
 
 TEXT = torch.randint(9, (2000,), generator=torch.Generator().manual_seed(0))
 SHAPE = LMConfig(vocab_size=9, block_size=8, n_layer=1, n_head=2, n_embd=16, dropout=.1)

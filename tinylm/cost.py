@@ -8,7 +8,7 @@ __all__ = ['LARGE', 'Ledger', 'Watch', 'watch_pass', 'Machine', 'linear', 'Timel
 # %% ../nbs/06_cost.ipynb #7094c0d1
 import json
 from dataclasses import asdict, dataclass
-from statistics import median, quantiles
+from statistics import quantiles
 from time import perf_counter
 
 import torch
