@@ -119,7 +119,7 @@ def _check(q, k, v, mask, dropout, tile):
     if not 0 < T <= S: raise ValueError(f'{T} queries at the end of {S} keys: expected 0 < T <= S')
     if not q.dtype == k.dtype == v.dtype or not q.is_floating_point(): raise ValueError(f'q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: expected one floating-point type')
     if mask is None: return
-    if mask.dtype != torch.bool: raise ValueError(f'mask is {mask.dtype}: expected torch.bool, True where a query may look')
+    if getattr(mask, 'dtype', None) != torch.bool: raise ValueError(f'mask is {getattr(mask, "dtype", type(mask).__name__)}: expected torch.bool, True where a query may look')
     want = (*q.shape[:-1], S)
     if mask.ndim > len(want) or any(a not in (1, b) for a, b in zip(reversed(mask.shape), reversed(want))): raise ValueError(f'mask has shape {tuple(mask.shape)}: expected one that broadcasts to {want}')
 
