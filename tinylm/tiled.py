@@ -21,7 +21,8 @@ class LiveBytes(TorchDispatchMode):
     "Count the bytes that operations inside a `with` block have made and that are still in use."
     def __init__(self):
         super().__init__()
-        self.now, self.peak, self.history, self.places = 0, 0, [], set()
+        self.now, self.peak = 0, 0 # bytes in use, and the most so far
+        self.history, self.places = [], set() # bytes in use after each operation
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
