@@ -335,6 +335,8 @@ def test_a_live_widget_talks_to_python(open_notebook, lab):
     card.locator('.weight').wait_for(); nb.page.wait_for_timeout(300)
     want = _whole(AttentionMap(course_model(), 'The value of').maps)
     assert abs(weight(card) - want[1, 0, 7, 4]) < 1e-4
+    nb.python('live.chosen = live.chosen | {"query": 11, "key": None}')
+    card.locator('.weight').wait_for(state='detached')
     check_map(card, want)
     dark(nb.page); check_dark(card)
     assert nb.page.bad == []

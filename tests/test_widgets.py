@@ -86,6 +86,13 @@ def test_hooks_go_away_after_an_error():
     with pytest.raises(ZeroDivisionError): AttentionMap(model, 'abc')
     assert not any(b._forward_pre_hooks for b in model.blocks)
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 12), st.integers(0, 99))
+def test_weights_from_elsewhere(L, H, T, seed):
+    q, k = torch.randn(2, L, H, T, 4, generator=torch.Generator().manual_seed(seed))
+    w = AttentionMap.from_weights(attention_weights(q, k), 'x'*T, view='heads', head=H-1)
+    assert (shown_weights(w) - attention_weights(q, k)).abs().max() < 1e-5 and w.data['tokens'] == ['x']*T and w.chosen['head'] == H-1
+
 def test_256_tokens_stay_small():
     model = small(block_size=256)
     assert len(json.dumps(AttentionMap(model, 'abcdefgh'*32).data)) < 2*2*2*4/3*256*257/2 + 10_000
@@ -224,6 +231,10 @@ BAD = {
     'layer': (lambda: AttentionMap(small(), 'a', layer=2), 'layer is 2: expected a whole number from 0 to 1'),
     'head': (lambda: AttentionMap(small(), 'a', head=-1), 'head is -1'),
     'prompt': (lambda: AttentionMap(small(), 'abc', prompt=4), 'prompt is 4: expected a whole number from 1 to 3'),
+    'weights of another text': (lambda: AttentionMap.from_weights(torch.eye(3)[None, None], 'ab'), 'weights have shape (1, 1, 3, 3): expected (n_layer, H, 2, 2)'),
+    'weights of the future': (lambda: AttentionMap.from_weights(torch.ones(1, 1, 2, 2)/2, 'ab'), 'zero for the future'),
+    'weights that are none': (lambda: AttentionMap.from_weights(torch.eye(2)[None, None]*2, 'ab'), 'expected numbers from 0 to 1'),
+    'weights without text': (lambda: AttentionMap.from_weights(torch.eye(2)[None, None], ''), "text is ''"),
     'no timeline': (lambda: DecodeTimeline([1., 2.]), "timeline 'decode' is list"),
     'one of them none': (lambda: DecodeTimeline({'a': line, 'b': None}), "timeline 'b' is NoneType"),
     'no timelines': (lambda: DecodeTimeline({}), 'empty dict'),

@@ -157,6 +157,13 @@ def _check_whole(name, n, low, high):
 def _check_one_of(name, value, names):
     if value not in names: raise ValueError(f'{name} is {value!r}: expected one of {", ".join(names)}')
 
+def _choices(L, H, T, view='head', layer=0, head=0, prompt=None):
+    "What the page shows first."
+    _check_one_of('view', view, ('head', 'heads', 'phases'))
+    prompt = max(1, T//2) if prompt is None else prompt
+    for name, n, low, high in (('layer', layer, 0, L-1), ('head', head, 0, H-1), ('prompt', prompt, 1, T)): _check_whole(name, n, low, high)
+    return {'view': view, 'layer': layer, 'head': head, 'query': T-1, 'key': None, 'prompt': prompt, 'cache': True}
+
 # %% ../nbs/widgets.ipynb #46bdb0a0
 class AttentionMap(Widget):
     "Who looks at whom in a text: every layer, head and pass, chosen in the page."
@@ -178,15 +185,32 @@ class AttentionMap(Widget):
         if T > c.block_size: raise ValueError(f'text has {T} tokens: expected at most block_size {c.block_size}')
         if chunks is not None and not (isinstance(chunks, (list, tuple)) and all(isinstance(n, int) and n > 0 for n in chunks) and sum(chunks) == T):
             raise ValueError(f'chunks is {chunks!r}: expected whole numbers of at least 1 that add up to {T} tokens')
-        _check_one_of('view', view, ('head', 'heads', 'phases'))
-        prompt = max(1, T//2) if prompt is None else prompt
-        for name, n, low, high in (('layer', layer, 0, c.n_layer-1), ('head', head, 0, c.n_head-1), ('prompt', prompt, 1, T)): _check_whole(name, n, low, high)
-        self.maps = _passes(model, idx, chunks and list(chunks)) # for each pass (n_layer, H, T, S)
-        steps = len(chunks) if chunks else T - prompt + 1
-        self.data = {'kind': 'attention', 'tokens': tokens, 'n_layer': c.n_layer, 'n_head': c.n_head, 'passes': chunks and list(chunks), 'weights': _triangle(self.maps)}
-        self.chosen = {'view': view, 'layer': layer, 'head': head, 'query': T-1, 'key': None, 'prompt': prompt, 'step': steps//2, 'cache': True}
+        chosen = _choices(c.n_layer, c.n_head, T, view, layer, head, prompt)
+        self._take(_passes(model, idx, chunks and list(chunks)), tokens, chunks and list(chunks), chosen)
+
+    def _take(self, maps, tokens, passes, chosen):
+        self.maps = maps # for each pass (n_layer, H, T, S)
+        self.data = {'kind': 'attention', 'tokens': tokens, 'n_layer': maps[0].shape[0], 'n_head': maps[0].shape[1], 'passes': passes, 'weights': _triangle(maps)}
+        self.chosen = chosen | {'step': (len(passes) if passes else len(tokens) - chosen['prompt'] + 1)//2}
 
     def __repr__(self): return f'AttentionMap of {len(self.data["tokens"])} tokens, {self.data["n_layer"]} layers, {self.data["n_head"]} heads'
+
+# %% ../nbs/widgets.ipynb #19c7e2bb
+@patch(cls_method=True)
+def from_weights(cls:AttentionMap,
+    weights:torch.Tensor, # (n_layer, H, T, T) from 0 to 1, zero for the future
+    text:str, # T characters
+    **first, # what is shown first: view, layer, head, prompt
+)->AttentionMap:
+    "A map of weights that are there already; a `ValueError` where they are none."
+    if not isinstance(text, str) or not text: raise ValueError(f'text is {text!r}: expected at least one character')
+    T, shape = len(text), tuple(getattr(weights, 'shape', ()))
+    if len(shape) != 4 or shape[2:] != (T, T) or 0 in shape: raise ValueError(f'weights have shape {shape}: expected (n_layer, H, {T}, {T}) for {T} characters')
+    weights = weights.detach().float().cpu()
+    if not ((0 <= weights) & (weights <= 1)).all() or weights[..., ~causal_mask(T)].any(): raise ValueError('weights are not attention: expected numbers from 0 to 1, and zero for the future')
+    self = cls.__new__(cls)
+    self._take([weights], [_label(c) for c in text], None, _choices(*shape[:2], T, **first))
+    return self
 
 # %% ../nbs/widgets.ipynb #74a29530
 def _whole(maps):
@@ -320,6 +344,8 @@ class LiveTraining:
         "Take in a step; draw when it is time, and at the end."
         self.losses[run.step], self.history = run.loss, run.history
         if perf_counter() - self.shown < self.every and run.step < self.steps: return
+        left = run.seconds*(self.steps/run.step - 1)
+        self.title = f'step {run.step:,} of {self.steps:,}: loss {run.loss:.2f}' + (f', {left:.0f} s to go' if left else '')
         self._show({'image/png': base64.b64encode(_picture(self._draw, (7.5, 3))).decode(), 'text/plain': f'step {run.step} of {self.steps}, loss {run.loss:.3f}'})
         self.shown = perf_counter()
 
@@ -337,5 +363,5 @@ def _draw(self:LiveTraining, fig):
     ax.plot(list(self.losses), list(self.losses.values()), lw=.6, color=_PREFILL, label='training batch')
     ax.plot([h['step'] for h in self.history], [h['val_loss'] for h in self.history], 'o-', color=_DECODE, label='validation')
     ax.axvspan(step, self.steps, color='#f2f2f2', lw=0)                       # what is still to come
-    ax.set(xlim=(0, self.steps), ylim=(0, None), xlabel='step', ylabel='loss in nats', title=f'step {step:,} of {self.steps:,}: loss {self.losses[step]:.2f}')
+    ax.set(xlim=(0, self.steps), ylim=(0, None), xlabel='step', ylabel='loss in nats', title=self.title)
     ax.legend()

@@ -46,7 +46,7 @@ button:hover { background: var(--shade); } :focus-visible { outline: 3px solid v
 .t { unicode-bidi: isolate; direction: ltr; border-radius: 3px; padding: 2px 1px; cursor: pointer; white-space: pre-wrap; position: relative; }
 .t.blank { color: var(--muted); } .t.prompt { background: color-mix(in srgb, var(--prefill) 22%, transparent); } .t.made { background: color-mix(in srgb, var(--decode) 24%, transparent); }
 .t.future { opacity: .38; } .t.now { outline: 2px solid var(--ink); background: var(--decode); color: var(--on); } .t.prompt.now { background: var(--prefill); }
-.t.redo { box-shadow: inset 0 -3px var(--again); } .t.q { outline: 2px solid var(--ink); } .t:hover { outline: 2px solid var(--focus); }
+.t.now.many { outline: none; border-radius: 0; } .t.redo { box-shadow: inset 0 -3px var(--again); } .t.q { outline: 2px solid var(--ink); } .t:hover { outline: 2px solid var(--focus); }
 .say { min-height: 1.5em; margin: 8px 0 0; } .say b, td b { font-weight: 650; } code { font: 13px var(--mono); unicode-bidi: isolate; direction: ltr; white-space: pre-wrap; background: var(--soft); border-radius: 3px; padding: 0 3px; overflow-wrap: anywhere; }
 .bars { display: grid; gap: 3px; margin: 0; padding: 0; list-style: none; }
 .bars li { display: grid; grid-template-columns: var(--w, 6.5em) 1fr 4.2em; gap: 8px; align-items: center; border-radius: 4px; } .bars .name { display: flex; gap: 8px; align-items: center; min-width: 0; } .bars .name code { overflow: hidden; text-overflow: ellipsis; white-space: pre; }
@@ -333,7 +333,7 @@ function attentionMap(data, state, page) {
     const most = sum(stops.map(triangle)), meter = (label, value, color, kind) => h('li', {}, h('span', {}, label), h('span', { class: 'bar' }, h('i', { class: kind, style: `--c: var(--${color}); width: ${100*value/most}%` })), h('output', {}, count(value)));
     strip.spans.forEach((s, i) => {
       s.style.background = '';
-      s.className = 't' + (passes()[passOf(i)] > 1 || passOf(i) === 0 ? ' prompt' : ' made') + (i >= end ? ' future' : i >= start ? ' now' : state.cache ? '' : ' redo');
+      s.className = 't' + (passes()[passOf(i)] > 1 || passOf(i) === 0 ? ' prompt' : ' made') + (i >= end ? ' future' : i >= start ? ' now' + (n > 1 ? ' many' : '') : state.cache ? '' : ' redo');
     });
     arcs.replaceChildren();
     facts.replaceChildren(
