@@ -221,7 +221,7 @@ function attentionMap(data, state, page) {
   const headSide = h('div', {}, strip.el, best), phaseSide = h('div', {}, prompt.el, step.el, h('div', { class: 'row' }, play, without.el), facts);
   const left = h('div', { class: 'map' }, canvas, key), right = h('div', {}), two = h('div', { class: 'two' }, left, right);
   const grid = h('div', { class: 'grid', style: `--n: ${H}` });
-  const pick = h('div', { class: 'row' }, layer.el, head.el);
+  const pick = h('div', { class: 'row' }, L > 1 ? layer.el : null, H > 1 ? head.el : null);
   const note = h('p', { class: 'note' });
   page.add(h('div', { class: 'head' }, h('b', {}, 'Attention map'), h('span', {}, `${count(T)} tokens, ${L} ${L > 1 ? 'layers' : 'layer'}, ${H} ${H > 1 ? 'heads' : 'head'} each`), h('div', { class: 'row right', style: 'margin-bottom: 0' }, view.el)),
     pick, two, grid, say, note);
