@@ -28,7 +28,7 @@ legend { float: left; padding: 0; color: var(--muted); }
 .seg input:checked + span { background: var(--prefill); color: var(--on); font-weight: 600; }
 .seg input:focus-visible + span { outline: 3px solid var(--ink); outline-offset: -3px; border-radius: 6px; }
 .seg label:hover input:not(:checked) + span { background: var(--shade); }
-.slide { display: grid; grid-template-columns: 6.4em minmax(70px, 1fr) 5.2em; gap: 10px; align-items: center; margin-bottom: 6px; }
+.slide { display: grid; grid-template-columns: 6em minmax(70px, 1fr) 5.5em; gap: 10px; align-items: center; margin-bottom: 6px; }
 .slide > span { color: var(--muted); } .slide output { font-weight: 600; white-space: nowrap; }
 input[type=range] { width: 100%; margin: 0; accent-color: var(--prefill); height: 22px; } input[type=checkbox] { accent-color: var(--again); width: 16px; height: 16px; margin: 0; }
 .switch { display: inline-flex; gap: 8px; align-items: center; cursor: pointer; }
@@ -63,7 +63,7 @@ table { border-collapse: collapse; width: 100%; margin: 6px 0; font: inherit; co
 .draws { display: flex; flex-wrap: wrap; gap: 3px; margin-top: 8px; } .draws code { border: 1px solid transparent; } .draws code:last-child { border-color: var(--decode); font-weight: 700; }
 svg.plot { display: block; width: 100%; cursor: crosshair; border-radius: 4px; } svg text { fill: var(--muted); font-size: 12px; } svg .strong { fill: var(--ink); } svg line { stroke: var(--line); } svg .axis { stroke: var(--muted); }
 .prefill { fill: var(--prefill); } .decode { fill: var(--decode); } .hatch { fill: url(#hatch); stroke: var(--again); } .solid { fill: var(--again); } .hover { fill: var(--shade); } .pick { fill: none; stroke: var(--ink); stroke-width: 1.5; }
-svg.plot .cliff { stroke: var(--ink); stroke-dasharray: 3 3; } .seam { stroke: var(--surface) !important; stroke-width: .5; }
+.halo { paint-order: stroke; stroke: var(--surface); stroke-width: 4px; } svg.plot .cliff { stroke: var(--ink); stroke-dasharray: 3 3; } .seam { stroke: var(--surface) !important; stroke-width: .5; }
 .hide { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 @container (min-width: 1000px) { .tlm { font-size: 16px; } .head b { font-size: 19px; } .text { font-size: 16px; } code { font-size: 15px; } .note { font-size: 14px; } .key { font-size: 15px; } .scale span { font-size: 13px; } svg.plot text { font-size: 13px; } }
 @container (max-width: 640px) { .two { grid-template-columns: minmax(0, 1fr); } .row { gap: 8px 12px; } .tlm { padding: 12px 10px; } th, td { padding-left: 6px; font-size: 13px; } }
@@ -358,7 +358,7 @@ function attentionMap(data, state, page) {
   }
 
   function legend() {
-    if (state.view === 'phases') return [chip('prefill', 'prefill'), chip('decode', 'decode'), state.cache ? null : chip('computed again', 'again', 'again')].filter(Boolean);
+    if (state.view === 'phases') return [chip('prefill', 'prefill'), passes().slice(1).includes(1) ? chip('decode', 'decode') : null, state.cache ? null : chip('computed again', 'again', 'again')].filter(Boolean);
     const stops = [...Array(25).keys()].map(i => `rgb(${ramp(page.theme, (i/24)**2)})`);
     return [h('div', { class: 'scale' }, h('i', { style: `background: linear-gradient(90deg, ${stops})` }), [0, .1, .3, .6, 1].map(w => h('span', { style: `left: ${clamp(100*Math.sqrt(w), 2, 98)}%` }, String(w)))), h('span', {}, 'weight')];
   }
@@ -475,7 +475,7 @@ function decodeTimeline(data, state, page) {
       const y = 2 + j*(LANE + 6), unit = (b.width - LEFT - RIGHT)/longest;
       let t = 0;
       out.push(h('svg:text', { x: LEFT - 6, y: y + LANE/2 + 4, 'text-anchor': 'end', class: 'strong' }, s.name.length > 9 ? s.name.slice(0, 8) + '\u2026' : s.name));
-      s.ms.forEach((m, i) => { out.push(h('svg:rect', { x: LEFT + t*unit, y, width: Math.max(.5, m*unit), height: LANE, class: fill(s, i, true) + ' seam', opacity: i === at || i % 2 === 0 ? 1 : .72 })); if (i === at) out.push(h('svg:rect', { x: LEFT + t*unit, y: y - 1, width: Math.max(2, m*unit), height: LANE + 2, class: 'pick' })); t += m; });
+      s.ms.forEach((m, i) => { out.push(h('svg:rect', { x: LEFT + t*unit, y, width: Math.max(.5, m*unit), height: LANE, class: fill(s, i, true) + (m*unit > 4 ? ' seam' : ''), opacity: i === at || i % 2 === 0 ? 1 : .72 })); if (i === at) out.push(h('svg:rect', { x: LEFT + t*unit, y: y - 1, width: Math.max(2, m*unit), height: LANE + 2, class: 'pick' })); t += m; });
       out.push(h('svg:text', { x: LEFT + t*unit + 8, y: y + LANE/2 + 4, class: 'strong' }, `${t.toFixed(1)} ms`));
     });
     const clock = nice(longest, 6), d = digits(clock), base = TOP - 26;
@@ -492,7 +492,7 @@ function decodeTimeline(data, state, page) {
     const bottom = y2 + b.cause + 16, every = [1, 2, 5, 10, 20, 50, 100, 200].find(k => k*w >= 34) ?? 500;
     for (let i = 0; i < n; i += every) out.push(h('svg:text', { x: LEFT + (i + .5)*w, y: bottom, 'text-anchor': 'middle' }, String(i + 1)));
     out.push(h('svg:text', { x: LEFT, y: bottom + 15 }, 'new token'));
-    if (cliff > 0) { const x = LEFT + cliff*w, flip = x > b.width*.6; out.push(h('svg:line', { x1: x, x2: x, y1: y1 - 18, y2: y2 + b.cause, class: 'cliff' }), h('svg:text', { x: x + (flip ? -5 : 5), y: y1 + 6, 'text-anchor': flip ? 'end' : 'start', class: 'strong' }, 'the window is full')); }
+    if (cliff > 0) { const x = LEFT + cliff*w, flip = x > b.width*.6; out.push(h('svg:line', { x1: x, x2: x, y1: y1 - 18, y2: y2 + b.cause, class: 'cliff' }), h('svg:text', { x: x + (flip ? -5 : 5), y: y1 + 12, 'text-anchor': flip ? 'end' : 'start', class: 'strong halo' }, 'the window is full')); }
     plot.replaceChildren(...out);
 
     caption.textContent = series.map(s => `${s.name}: first token ${s.ms[0].toFixed(2)} ms, later ones ${s.median.toFixed(2)} ms (median)`).join(' \u00b7 ');
