@@ -280,7 +280,7 @@ def test_whatever_takes_the_focus_has_a_name(show, i):
 
 def test_a_viewer_without_scripts_shows_the_picture(show):
     page = show(AttentionMap(small(), TEXT).to_html(), script=False)
-    assert page.locator('img').is_visible() and page.locator('img').get_attribute('alt') == f'AttentionMap of {len(TEXT)} tokens, 2 layers, 2 heads'
+    assert page.locator('img').is_visible() and page.locator('img').get_attribute('alt') == f'AttentionMap of {len(TEXT)} tokens (2 × 2 heads)'
 
 def test_two_widgets_share_a_page(show):
     a, b = AttentionMap(small(), TEXT), AttentionMap(small(1), TEXT)

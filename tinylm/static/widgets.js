@@ -93,11 +93,11 @@ function unpack(text, Type) {
   return new Type(bytes.buffer);
 }
 
-function human(n, unit) {
-  const steps = ['', unit === 'B' ? 'k' : ' thousand', unit === 'B' ? 'M' : ' million', unit === 'B' ? 'G' : ' billion'];
+function human(n, unit) {   // 3 digits; '' spells the power of ten out, anything else stands behind its letter
+  const steps = unit ? ['', 'k', 'M', 'G'] : ['', ' thousand', ' million', ' billion'];
   let i = 0;
   while (n >= 999.5 && i < 3) { n /= 1000; i++; }
-  return `${i ? +n.toPrecision(3) : n}${unit === 'B' ? ' ' + steps[i] + 'B' : steps[i]}`;
+  return (i ? +n.toPrecision(3) : n) + (unit ? ` ${steps[i]}${unit.trim()}` : steps[i]);
 }
 
 function radios(label, options, get, set) {
@@ -409,7 +409,7 @@ function decodeTimeline(data, state, page) {
   const { series, prompt } = data, n = Math.max(...series.map(s => s.ms.length)), first = series[0];
   let hover = null;
   const set = change => { Object.assign(state, change); page.changed(); };
-  const CAUSES = { bytes: ['bytes moved', s => s.bytes, v => human(v, 'B')], flops: ['FLOPs', s => s.flops, v => human(v, '')], read: ['tokens read', s => s.read, v => count(v)] };
+  const CAUSES = { bytes: ['bytes moved', s => s.bytes, v => human(v, 'B')], flops: ['FLOPs', s => s.flops, v => human(v, ' ')], read: ['tokens read', s => s.read, v => count(v)] };
   const cause = radios('Cause', Object.entries(CAUSES).filter(([, [, of]]) => of(first)).map(([k, [label]]) => [k, label]), () => state.cause, v => set({ cause: v }));
   const scale = radios('Time axis', [['linear', 'from 0'], ['log', 'logarithmic']], () => state.scale, v => set({ scale: v }));
   const kind = (s, i) => i === 0 ? 'prefill' : s.again[i] ? 'again' : 'decode';
