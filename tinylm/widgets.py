@@ -193,7 +193,7 @@ class AttentionMap(Widget):
         self.data = {'kind': 'attention', 'tokens': tokens, 'n_layer': maps[0].shape[0], 'n_head': maps[0].shape[1], 'passes': passes, 'weights': _triangle(maps)}
         self.chosen = chosen | {'step': (len(passes) if passes else len(tokens) - chosen['prompt'] + 1)//2}
 
-    def __repr__(self): return f'AttentionMap of {len(self.data["tokens"])} tokens, {self.data["n_layer"]} layers, {self.data["n_head"]} heads'
+    def __repr__(self): return f'AttentionMap of {len(self.data["tokens"])} tokens ({self.data["n_layer"]} × {self.data["n_head"]} heads)'
 
 # %% ../nbs/widgets.ipynb #19c7e2bb
 @patch(cls_method=True)
