@@ -40,7 +40,8 @@ def check_map(card, want):
     L, H, T, _ = want.shape
     for layer in range(L):
         for head in range(H):
-            choose(card, 'Layer', layer); choose(card, 'Head', head)
+            for label, n, value in (('Layer', L, layer), ('Head', H, head)):
+                if n > 1: choose(card, label, value)                   # what cannot be chosen is not offered
             for q, k in ((T-1, 0), (T//2, T//3), (0, 0)):
                 cell(card, q, k, T)
                 assert abs(weight(card) - want[layer, head, q, k]) < 1e-4
@@ -319,6 +320,7 @@ def test_the_page_of_widgets_in_jupyterlab(open_notebook):
     check_timeline(clock, json.loads(nb.python('import json; print(json.dumps(DecodeTimeline(lines, model.tokenizer, prompt).data))')))
     slide(dials, 'Temperature', 1.5); slide(dials, 'Top-k', 7); slide(dials, 'Top-p', .8)
     check_probabilities(dials, TokenProbabilities(model, 'The value of the ').logits, temperature=1.5, top_k=8, top_p=.8)
+    assert nb.page.locator('.jp-RenderedImage img').count() == 1      # the loss curve, replaced and not piled up
     dark(nb.page); check_dark(one)
     assert nb.page.bad == []
 
@@ -339,4 +341,28 @@ def test_a_live_widget_talks_to_python(open_notebook, lab):
     card.locator('.weight').wait_for(state='detached')
     check_map(card, want)
     dark(nb.page); check_dark(card)
+    assert nb.page.bad == []
+
+LESSONS = {'01_attention': 1, '04_decode': 2, '05_kv_cache': 3}     # how many widgets; lesson 03 has a picture that grows, and trains for a minute
+
+@pytest.mark.parametrize('name', LESSONS)
+def test_lessons_with_a_widget_in_jupyterlab(open_notebook, name):
+    course_model()                                                     # in the cache folder before a kernel asks for it
+    nb = open_notebook(f'{name}.ipynb').run_all(); cards = nb.widgets().all()
+    assert len(cards) == LESSONS[name]
+    if name == '01_attention':
+        check_map(cards[0], torch.tensor(json.loads(nb.python('import json; print(json.dumps(torch.stack(list(maps.values()))[None].tolist()))'))))
+    if name == '04_decode':
+        dials, clock = cards
+        slide(dials, 'Temperature', .5); slide(dials, 'Top-k', 4); slide(dials, 'Top-p', 1)
+        check_probabilities(dials, TokenProbabilities(course_model(), 'The "').logits, temperature=.5, top_k=5)
+        for cause in ('bytes moved', 'tokens read', 'FLOPs'): choose(clock, 'Cause', cause); settle(clock)
+        assert clock.locator('rect[data-series="0"]').count() == 2*128
+    if name == '05_kv_cache':
+        phases, chunks, clock = cards
+        slide(phases, 'Prompt', 10); slide(phases, 'Pass', 20); assert facts(phases) == work([10] + [1]*46, 20)
+        phases.get_by_label('without a cache').check(); settle(phases); assert phases.locator('.t.redo').count() == 29
+        slide(chunks, 'Pass', 2); assert facts(chunks) == work([7, 1, 12, 18], 2)
+        check_timeline(clock, json.loads(nb.python('import json; print(json.dumps(DecodeTimeline(lines, model.tokenizer, model.tokenizer.decode(ctx[0])).data))')))
+    dark(nb.page); check_dark(cards[0])
     assert nb.page.bad == []
