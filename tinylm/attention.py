@@ -93,6 +93,7 @@ class CausalSelfAttention(nn.Module):
     )->torch.Tensor: # (B, T, C)
         "Let each position collect from itself and from those before it."
         heads = self.heads(x)
-        k, v, mask = (heads[1], heads[2], None) if cache is None else cache.update(layer, heads[1:])
-        out = self.attend(heads[0], k, v, mask, self.dropout if self.training else 0.)
+        if cache is None: q, k, v, mask = *heads.unbind(0), None
+        else: q, (k, v, mask) = heads[0], cache.update(layer, heads[1:])
+        out = self.attend(q, k, v, mask, self.dropout if self.training else 0.)
         return self.proj(out.transpose(1, 2).flatten(2))
