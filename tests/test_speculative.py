@@ -275,6 +275,10 @@ def test_a_generator_makes_speculation_repeatable():
         one, two = (model.decode(idx, 20, drafter=make(), generator=seeded(3)) for _ in range(2))
         assert torch.equal(one, two)
 
+@pytest.mark.parametrize('shape', [(2, 4), (4, 4), (4,)])
+def test_a_row_for_each_guess_and_one_more_is_needed(shape):
+    with pytest.raises(ValueError, match=r'p has shape .*: expected \(3, V\)'): accept_guesses(torch.ones(shape), [1, 2])
+
 # --- statistics
 
 def test_statistics_by_hand():
@@ -330,4 +334,5 @@ def test_a_model_drafter_survives_a_pass_that_fails(monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(small.blocks[1], 'forward', lambda *_: (_ for _ in ()).throw(MemoryError()))
         with pytest.raises(MemoryError): drafter.draft([1, 2, 7, 8], 3, temperature=0)
+    drafter.cache._lengths[0] += 2                                 # as if stopped between the pass and the note of it
     assert drafter.draft([1, 2, 7, 8], 3, temperature=0)[0] == greedy(small, torch.tensor([[1, 2, 7, 8]]), 3)[0, 4:].tolist()

@@ -79,6 +79,7 @@ def accept_guesses(
 )->list[int]: # the guesses that stand, and one more token
     "Keep guesses and add a token, so that all are distributed as draws from `p` (Leviathan et al. 2023, Chen et al. 2023)."
     n, ids = len(guesses), torch.tensor(guesses, dtype=torch.long, device=p.device)
+    if p.ndim != 2 or len(p) != n+1: raise ValueError(f'p has shape {tuple(p.shape)}: expected ({n+1}, V), one row more than there are guesses')
     if q is None: q = F.one_hot(ids, p.shape[-1]).float()
     p_guess, q_guess = (d[:n].gather(1, ids[:, None])[:, 0] for d in (p, q))
     stands = (torch.rand(n, generator=generator, device=p.device)*q_guess < p_guess).tolist()
@@ -204,7 +205,7 @@ def _forget(drafter, text):
     "Rewind to where the text and what was read part; return what is new, at least the last token."
     read = drafter.read
     same = next((i for i, (a, b) in enumerate(zip(read, text[:-1])) if a != b), min(len(read), len(text)-1))
-    drafter.cache.rewind(len(read) - same)
+    drafter.cache.rewind(drafter.cache.lengths[0] - same)
     del read[same:]
     return text[same:]
 
