@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from test_cache import close, models, tokens
 from test_decoding import seeded, small_model
 
@@ -21,6 +21,12 @@ class Scripted:
         return list(self.guess(text, most))[:most], None
 
 def greedy(model, idx, n): return model.decode(idx, n, temperature=0)
+
+def decided(model, idx, n):
+    "Whether every token of the greedy text wins by more than rounding."
+    whole, W = greedy(model, idx, n), model.config.block_size
+    with torch.no_grad(): tops = [model.prefill(whole[:, :t][:, -W:])[0][0, -1].topk(2).values for t in range(idx.shape[1], whole.shape[1])]
+    return all(a - b > 1e-4 for a, b in tops)
 
 def right(model, idx, n):
     whole = greedy(model, idx, n)[0].tolist()
@@ -47,6 +53,7 @@ DRAFTERS = dict(right=right, wrong=wrong, mixed=mixed, silent=lambda *_: Scripte
 @given(models(), st.sampled_from(sorted(DRAFTERS)), st.integers(1, 16), st.integers(0, 16))
 def test_greedy_speculation_writes_the_tokens_of_decode_even_past_the_window(model, kind, T0, n):
     idx = tokens(1, T0, 2)
+    assume(decided(model, idx, n))
     out, stats = speculative_decode(model, idx, n, DRAFTERS[kind](model, idx, n), temperature=0)
     assert torch.equal(out, greedy(model, idx, n)) and out.dtype == torch.int64
     assert torch.equal(out, model.decode(idx, n, temperature=0, drafter=DRAFTERS[kind](model, idx, n)))
@@ -165,15 +172,15 @@ def test_a_model_drafter_may_be_given_any_text_after_any_other(model, texts, k, 
         guesses, q = drafter.draft(list(text), 4, temperature=temperature, top_k=None, top_p=None, generator=seeded(seed))
         assert len(guesses) == max(0, min(k, 4, longest + 1 - len(text)))
         whole = torch.tensor([text + guesses])
-        if guesses and not temperature: assert torch.equal(whole, greedy(model, whole[:, :len(text)], len(guesses))) and q is None
+        if guesses and not temperature and decided(model, whole[:, :len(text)], len(guesses)): assert torch.equal(whole, greedy(model, whole[:, :len(text)], len(guesses))) and q is None
         if guesses and temperature:
             with torch.no_grad(): want = model.prefill(whole[:, :-1])[0][0, len(text)-1:].softmax(-1)
             assert close(q, want)
 
 def test_a_model_drafter_reads_each_token_once():
     small, seen = small_model(3, block_size=32), []
-    drafter = ModelDrafter(small, 3)
     small.norm.register_forward_hook(lambda m, i, out: seen.append(out.shape[1]))
+    drafter = ModelDrafter(small, 3)
     drafter.draft([1, 2, 3, 4], 9, temperature=0)
     first, _ = drafter.draft([1, 2, 3, 4], 9, temperature=0)
     drafter.draft([1, 2, 3, 4, *first, 5], 9, temperature=0)
@@ -332,7 +339,7 @@ def test_a_model_drafter_survives_a_pass_that_fails(monkeypatch):
     drafter = ModelDrafter(small)
     drafter.draft([1, 2, 3], 3, temperature=0)
     with monkeypatch.context() as m:
-        m.setattr(small.blocks[1], 'forward', lambda *_: (_ for _ in ()).throw(MemoryError()))
+        m.setattr(KVCache, 'update', lambda *_: (_ for _ in ()).throw(MemoryError()))
         with pytest.raises(MemoryError): drafter.draft([1, 2, 7, 8], 3, temperature=0)
     drafter.cache._lengths[0] += 2                                 # as if stopped between the pass and the note of it
     assert drafter.draft([1, 2, 7, 8], 3, temperature=0)[0] == greedy(small, torch.tensor([[1, 2, 7, 8]]), 3)[0, 4:].tolist()
