@@ -13,8 +13,8 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from .cache import KVCache, _cached
-from .decoding import _naive, _tokens, check_dials, probabilities
+from .cache import KVCache
+from .decoding import check_dials, probabilities
 from .model import LanguageModel, check_ids
 from .training import evaluating
 
@@ -148,9 +148,11 @@ def _ask(drafter, text, most, V, dials):
     return guesses, q
 
 # %% ../nbs/08_speculative.ipynb #06a2b88a
+_stream = getattr(LanguageModel.stream, 'alone', LanguageModel.stream)     # lesson 05's, also when this cell runs again
+
 def _speculate(model, idx, max_new_tokens, drafter, dials, stats):
     "The tokens of one verification after the other."
-    V, longest, weight = model.config.vocab_size, model.config.block_size, model.tok_emb.weight
+    V, longest, weight, bare = model.config.vocab_size, model.config.block_size, model.tok_emb.weight, model.bare()
     parts = list(model.modules()) if model.config.dropout else []
     text = idx[0].tolist()
     end = len(text) + max_new_tokens
@@ -159,11 +161,11 @@ def _speculate(model, idx, max_new_tokens, drafter, dials, stats):
         # DECODE PHASE: one pass, from which at least one token comes
         with torch.inference_mode(), evaluating(parts):
             guesses, q = _ask(drafter, text, min(end-1, longest) - len(text), V, dials)
-            new = _verify(model, cache, text, guesses, q, **dials)
+            new = _verify(bare, cache, text, guesses, q, **dials)
         text += new
         stats.drafted.append(len(guesses)); stats.accepted.append(len(new)-1)
         yield new
-    for token in _tokens(model, torch.tensor([text], device=idx.device), end - len(text), _naive(model), dials):
+    for token in _stream(model, torch.tensor([text], device=idx.device), end - len(text), **dials):
         stats.alone += 1
         yield token[0].tolist()
 
@@ -197,7 +199,7 @@ class ModelDrafter:
         _check_count('k', k)
         if not isinstance(model, LanguageModel): raise ValueError(f'model is {model!r}: expected a LanguageModel')
         weight = model.tok_emb.weight
-        self.model, self.k, self.vocab_size = model, k, model.config.vocab_size
+        self.model, self.bare, self.k, self.vocab_size = model, model.bare(), k, model.config.vocab_size
         self.cache, self.read = KVCache(model.config, 1, None, weight.dtype, weight.device), []
 
 # %% ../nbs/08_speculative.ipynb #9e51212b
@@ -217,11 +219,11 @@ def draft(self:ModelDrafter,
     **dials, # temperature, top_k, top_p, generator: as for `stream`
 )->tuple[list[int], torch.Tensor|None]: # the guesses, and the (n, V) distributions that they were drawn from; None at temperature 0
     "Decode some tokens, as many as its own window has room for."
-    model, generator, greedy, guesses, q = self.model, dials.pop('generator', None), dials.get('temperature') == 0, [], []
-    n = min(self.k, most, model.config.block_size + 1 - len(text))
+    model, config, generator, greedy, guesses, q = self.bare, self.model.config, dials.pop('generator', None), dials.get('temperature') == 0, [], []
+    n = min(self.k, most, config.block_size + 1 - len(text))
     if n < 1: return [], None
     new = _forget(self, text)
-    with torch.inference_mode(), evaluating(model.modules() if model.config.dropout else ()):
+    with torch.inference_mode(), evaluating(self.model.modules() if config.dropout else ()):
         for _ in range(n):
             logits = model.logits(model.hidden(torch.tensor([new], device=self.cache.kv[0].device), self.cache)[:, -1])
             self.read += new
@@ -248,10 +250,10 @@ def stream(self:LanguageModel,
     check_ids(idx, self.config.vocab_size)
     check_dials(max_new_tokens, temperature, top_k, top_p)
     dials = dict(temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-    if drafter is None:
-        next_logits = _cached(self, idx.shape[0], idx.shape[1] + max_new_tokens, compile) if use_cache else _naive(self)
-        return _tokens(self, idx, max_new_tokens, next_logits, dials)
+    if drafter is None: return _stream(self, idx, max_new_tokens, use_cache=use_cache, compile=compile, **dials)
     _check_drafter(self, idx, drafter)
     if compile or not use_cache: raise ValueError(f'compile is {compile} and use_cache is {use_cache}: with a drafter, expected False and True')
     passes = _speculate(self, idx, max_new_tokens, drafter, dials, SpeculativeStats([], []))
     return (token for new in passes for token in torch.tensor(new, device=idx.device).view(-1, 1, 1))
+
+LanguageModel.stream.alone = _stream
