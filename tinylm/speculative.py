@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from .cache import KVCache
 from .decoding import check_dials, probabilities
 from .model import LanguageModel, check_ids
-from .training import evaluating
 
 # %% ../nbs/08_speculative.ipynb #50881084
 class Drafter(Protocol):
@@ -153,19 +152,19 @@ _stream = getattr(LanguageModel.stream, 'alone', LanguageModel.stream)     # les
 def _speculate(model, idx, max_new_tokens, drafter, dials, stats):
     "The tokens of one verification after the other."
     V, longest, weight, bare = model.config.vocab_size, model.config.block_size, model.tok_emb.weight, model.bare()
-    parts = list(model.modules()) if model.config.dropout else []
     text = idx[0].tolist()
     end = len(text) + max_new_tokens
     cache = KVCache(model.config, 1, min(end, longest), weight.dtype, weight.device)
     while len(text) < min(end, longest+1):
         # DECODE PHASE: one pass, from which at least one token comes
-        with torch.inference_mode(), evaluating(parts):
+        with torch.inference_mode():
             guesses, q = _ask(drafter, text, min(end-1, longest) - len(text), V, dials)
             new = _verify(bare, cache, text, guesses, q, **dials)
         text += new
         stats.drafted.append(len(guesses)); stats.accepted.append(len(new)-1)
         yield new
-    for token in _stream(model, torch.tensor([text], device=idx.device), end - len(text), **dials):
+    alone = _stream(model, torch.tensor([text], device=idx.device), end - len(text), **dials) if len(text) < end else ()
+    for token in alone:
         stats.alone += 1
         yield token[0].tolist()
 
@@ -199,7 +198,7 @@ class ModelDrafter:
         _check_count('k', k)
         if not isinstance(model, LanguageModel): raise ValueError(f'model is {model!r}: expected a LanguageModel')
         weight = model.tok_emb.weight
-        self.model, self.bare, self.k, self.vocab_size = model, model.bare(), k, model.config.vocab_size
+        self.bare, self.k, self.vocab_size = model.bare(), k, model.config.vocab_size
         self.cache, self.read = KVCache(model.config, 1, None, weight.dtype, weight.device), []
 
 # %% ../nbs/08_speculative.ipynb #9e51212b
@@ -219,11 +218,11 @@ def draft(self:ModelDrafter,
     **dials, # temperature, top_k, top_p, generator: as for `stream`
 )->tuple[list[int], torch.Tensor|None]: # the guesses, and the (n, V) distributions that they were drawn from; None at temperature 0
     "Decode some tokens, as many as its own window has room for."
-    model, config, generator, greedy, guesses, q = self.bare, self.model.config, dials.pop('generator', None), dials.get('temperature') == 0, [], []
-    n = min(self.k, most, config.block_size + 1 - len(text))
+    model, generator, greedy, guesses, q = self.bare, dials.pop('generator', None), dials.get('temperature') == 0, [], []
+    n = min(self.k, most, model.config.block_size + 1 - len(text))
     if n < 1: return [], None
     new = _forget(self, text)
-    with torch.inference_mode(), evaluating(self.model.modules() if config.dropout else ()):
+    with torch.inference_mode():
         for _ in range(n):
             logits = model.logits(model.hidden(torch.tensor([new], device=self.cache.kv[0].device), self.cache)[:, -1])
             self.read += new
