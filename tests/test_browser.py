@@ -19,11 +19,12 @@ TEXT = 'a bad cafe\nabc'
 
 def choose(card, label, value): card.get_by_role('group', name=label, exact=True).get_by_text(str(value), exact=True).click()
 
-def slide(card, label, value):
-    "Move a slider as a hand does: the value, then the event."
-    card.get_by_label(label, exact=True).evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input', { bubbles: true })); }", str(value))
-
 def settle(card): card.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+def slide(card, label, value):
+    "Move a slider as a hand does: the value, the event, and time to draw, since the end of one slider may depend on another."
+    card.get_by_label(label, exact=True).evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input', { bubbles: true })); }", str(value))
+    settle(card)
 
 def cell(card, q, k, T):
     "Put the mouse on a cell of the map."

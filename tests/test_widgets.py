@@ -1,6 +1,7 @@
 "The data of each widget is that of the tensors, and the page that carries it runs nothing but the drawing."
 import base64, json, re, shutil, struct, subprocess, sys
 
+import nbformat
 import pytest
 import torch
 from conftest import ROOT
@@ -12,7 +13,7 @@ from tinylm.cost import Ledger, Timeline
 from tinylm.data import CharTokenizer
 from tinylm.model import LanguageModel, LMConfig
 from tinylm.training import TrainConfig, train
-from tinylm.widgets import AttentionMap, DecodeTimeline, LiveTraining, TokenProbabilities, _label, _whole
+from tinylm.widgets import AttentionMap, DecodeTimeline, LiveTraining, TokenProbabilities, _ascii, _drawing, _label, _whole
 
 ALPHABET = 'abcdefgh \n'
 EVIL = ['</script><script>window.hacked=1</script>', '<img src=x onerror="window.hacked=1">', '"\'`${window.hacked=1}', '\u2028', '\u202e', '\u200f', '<!--', '👩\u200d💻', 'é', '\n', '&lt;b&gt;', '\\u003c']
@@ -258,3 +259,12 @@ def test_bad_input_gets_one_line(name):
     make, says = BAD[name]
     with pytest.raises(ValueError) as e: make()
     assert says in str(e.value) and '\n' not in str(e.value)
+
+def test_saved_widgets_hold_the_drawing_of_today():
+    "Saved outputs carry a copy of the drawing; after a change their notebooks have to run again."
+    drawing, with_widget = _ascii(_drawing()).replace('export default { render };', ''), set()
+    for path in (ROOT/'nbs').glob('*.ipynb'):
+        for cell in nbformat.read(path, 4).cells:
+            for html in (o.get('data', {}).get('text/html', '') for o in cell.get('outputs', [])):
+                if 'tinylm-widget' in html: with_widget.add(path.stem); assert drawing in html, f'run {path.name} again'
+    assert {'01_attention', '04_decode', '05_kv_cache', 'widgets'} <= with_widget
