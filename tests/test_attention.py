@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from tinylm import ATTENTION, CausalSelfAttention, attention_weights, causal_attention, causal_mask
+from tinylm import ATTENTION, CausalSelfAttention, LMConfig, attention_weights, causal_attention, causal_mask, fused_attention
 
 quick = settings(deadline=None, max_examples=40)
 
@@ -157,3 +157,12 @@ def test_the_reference_drops_weights_when_asked():
     q, k, v = torch.randn(3, 1, 1, 200, 8)
     assert torch.equal(causal_attention(q, k, v), causal_attention(q, k, v, dropout=0.))
     assert not torch.allclose(causal_attention(q, k, v, dropout=.5), causal_attention(q, k, v), atol=1e-3)
+
+def test_heads_without_a_batch_see_no_future_in_a_chunk():
+    q, k, v = torch.randn(3, 2, 8), torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    assert torch.allclose(fused_attention(q, k, v), causal_attention(q, k, v), atol=1e-5)
+
+@pytest.mark.parametrize('name', ['nope', ['fused'], None])
+def test_an_attention_of_no_name_is_refused(name):
+    for make in (lambda: CausalSelfAttention(8, 2, attention=name), lambda: LMConfig(attention=name)):
+        with pytest.raises(ValueError, match='^attention is .*: expected one of reference, fused'): make()

@@ -10,6 +10,7 @@ if not CHROME: pytest.skip(HOW, allow_module_level=True)
 pytest.importorskip('playwright')
 from test_widgets import EVIL, small, timeline, widgets
 
+from tinylm.cost import Ledger, Timeline
 from tinylm.data import CharTokenizer
 from tinylm.decoding import probabilities
 from tinylm.training import course_model
@@ -177,6 +178,16 @@ def test_bars_are_as_high_as_what_they_mean(show, label, key):
             got = heights(card, chart, i)
             unit = got[values.index(max(values))]/max(values)
             assert all(abs(h - max(1, unit*v)) < .02 for h, v in zip(got, values))                 # from zero, and no bar cut
+
+def test_odd_timelines_are_drawn(show):
+    nothing, long = Timeline([.1]*3, [Ledger()]*3, [1, 2, 3]), 'x'*300
+    counted = Timeline([.1]*3, [Ledger(1, 1, 8, 8), Ledger(1, 1, 12, 4), Ledger(1, 1, 16, 4)], [1, 2, 3])
+    for lines in ({'a': nothing}, {'a': counted, long: nothing}):
+        page = show(DecodeTimeline(lines).to_html()); card = page.locator('.tlm')
+        for label in ('FLOPs', 'bytes moved'): choose(card, 'Cause', label); settle(card)
+        assert card.locator('rect[data-token]').count() == 6*len(lines)
+        assert card.locator('.seg').filter(has_text='FLOPs').inner_text().split('\n') == ['bytes moved', 'FLOPs']     # tokens read: not all of them say
+        assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
 
 def test_a_logarithmic_axis_says_so(show):
     w = DecodeTimeline(lines()); card = show(w.to_html()).locator('.tlm')

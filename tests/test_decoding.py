@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 from tinylm import LanguageModel, LMConfig, PhaseCost, compare_phases, phase_gap, phase_invariant, phase_table, probabilities, sample
 
@@ -205,3 +206,35 @@ def test_a_part_whose_forward_was_replaced_is_called_through_it(monkeypatch):
     model, x = small_model().eval(), torch.zeros(1, 2, dtype=torch.long)
     monkeypatch.setattr(model.blocks[1], 'forward', lambda x, *_: x*0)
     with torch.no_grad(): assert torch.equal(model.bare().hidden(x), model.hidden(x)) and torch.equal(model.norm(torch.zeros(1, 2, 16)), model.hidden(x))
+
+def with_a_part(part):
+    "A model in training mode, one of whose linear maps is something else."
+    model = small_model().train()
+    model.blocks[0].mlp.down = part(model.blocks[0].mlp.down)
+    return model
+
+class Named(torch.nn.Module):
+    def __init__(self, inner): super().__init__(); self.parts = torch.nn.ModuleDict({'drop': torch.nn.Dropout(.5), 'inner': inner}); self.register_module('none', None)
+    def forward(self, x): return self.parts['drop'](self.parts['inner'](x))
+
+class Doubled(torch.nn.Linear):
+    def __call__(self, *args): return 2*super().__call__(*args)
+
+@pytest.mark.parametrize('part', [lambda m: torch.nn.Sequential(m, torch.nn.Dropout(.5)), Named, parametrizations.spectral_norm, lambda m: prune.l1_unstructured(m, 'weight', .5) and m,
+    lambda m: Doubled(64, 16), lambda m: torch.jit.trace(m, torch.zeros(1, 1, 64))], ids=['sequential', 'dict', 'spectral norm', 'pruned', 'own call', 'traced'])
+@pytest.mark.filterwarnings('ignore')
+def test_parts_of_other_kinds_are_evaluated_as_in_the_model(part):
+    model, x = with_a_part(part), torch.zeros(1, 2, dtype=torch.long)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad(): got, again = model.bare().hidden(x), model.bare().hidden(x)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and model.training
+    with torch.no_grad(): assert torch.equal(got, again) and torch.equal(got, model.eval().hidden(x))
+
+def test_what_a_part_notes_down_while_decoding_is_found_in_the_model():
+    class Counting(torch.nn.Linear):
+        hooked, seen = 1., 0
+        def forward(self, x): self.seen = self.seen + 1; self.last = x; return super().forward(x)*self.hooked
+    model = with_a_part(lambda m: Counting(64, 16))
+    model.decode(torch.zeros(1, 2, dtype=torch.long), 3)
+    part = model.blocks[0].mlp.down
+    assert part.seen == 3 and part.last.shape == (1, 1, 64) and model.training

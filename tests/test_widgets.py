@@ -159,6 +159,10 @@ def test_every_widget_brings_a_page_a_picture_and_a_line():
         assert bundle.keys() == {'text/html', 'image/png', 'text/plain'} and bundle['text/plain'] == repr(w)
         assert base64.b64decode(bundle['image/png']).startswith(b'\x89PNG') and bundle['image/png'] in bundle['text/html']
 
+def test_names_of_timelines_are_no_formulas():
+    w = DecodeTimeline({'a $\\frac$ b': line, 'c\ud800': line})
+    assert w._repr_mimebundle_()['image/png'] and w.data['series'][1]['name'] == 'c?'
+
 def test_the_same_widget_gives_the_same_bytes():
     model = small()
     for view in ('head', 'heads', 'phases'): assert AttentionMap(model, 'abc', view=view)._repr_mimebundle_() == AttentionMap(model, 'abc', view=view)._repr_mimebundle_()
@@ -216,6 +220,14 @@ def test_live_training_leaves_one_output_with_the_last_step(monkeypatch):
 
 # --- bad input: one line that names the value
 
+class Nothing:
+    def encode(self, text): return []
+
+def diverged():
+    model = small()
+    for p in model.parameters(): p.data.fill_(float('nan'))
+    return model
+
 line = timeline(4)
 BAD = {
     'no model': (lambda: AttentionMap('model', 'a'), 'model is str'),
@@ -241,6 +253,11 @@ BAD = {
     'no timelines': (lambda: DecodeTimeline({}), 'empty dict'),
     'uneven timeline': (lambda: DecodeTimeline(Timeline([.1], [], [1])), '1 times, 0 costs and 1 tokens'),
     'timeline without a clock': (lambda: DecodeTimeline(Timeline([0.], [Ledger(1, 1, 1, 1)], [1])), 'holds 0.0 seconds'),
+    'timeline of an endless token': (lambda: DecodeTimeline(Timeline([.1, float('inf')], [Ledger(1, 1)]*2, [1, 1])), 'holds inf seconds'),
+    'cause that one of them lacks': (lambda: DecodeTimeline({'a': line, 'b': Timeline([.1], [Ledger(1, 1)], [1])}, cause='read'), "cause is 'read'"),
+    'nothing to read': (lambda: AttentionMap(small(), 'a', Nothing()), r'text has shape (1, 0)'),
+    'attention that is no number': (lambda: AttentionMap(diverged(), 'abc'), 'the attention of this model holds nan'),
+    'logits that are no number': (lambda: TokenProbabilities(diverged(), 'abc'), 'the logits of this model hold nan'),
     'cause': (lambda: DecodeTimeline(line, cause='luck'), "cause is 'luck'"),
     'cause that is not there': (lambda: DecodeTimeline(Timeline([.1], [Ledger(1, 1)], [1]), cause='read'), "cause is 'read'"),
     'scale': (lambda: DecodeTimeline(line, scale='root'), "scale is 'root'"),

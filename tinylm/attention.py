@@ -54,7 +54,7 @@ def fused_attention(
     dropout:float=0., # the share of weights that is dropped at random
 )->torch.Tensor: # (B, H, T, D)
     "Attention in one call of PyTorch's kernel."
-    T, S = q.shape[2], k.shape[2]
+    T, S = q.shape[-2], k.shape[-2]
     if mask is None and 1 < T < S: mask = causal_mask(T, S, q.device)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, mask is None and T > 1)
 
@@ -75,6 +75,7 @@ class CausalSelfAttention(nn.Module):
     ):
         super().__init__()
         if n_head < 1 or n_embd % n_head: raise ValueError(f'n_embd {n_embd} is not divisible by n_head {n_head}')
+        if attention not in list(ATTENTION): raise ValueError(f'attention is {attention!r}: expected one of {", ".join(ATTENTION)}')
         self.n_head, self.dropout, self.attend = n_head, dropout, ATTENTION[attention]
         self.qkv = Linear(n_embd, 3*n_embd, bias=bias)
         self.proj = Linear(n_embd, n_embd, bias=bias)

@@ -66,25 +66,28 @@ def check_dials(
 
 # %% ../nbs/04_decode.ipynb #cba2ea96
 @lru_cache
-def _bare_class(kind, call): return type(kind.__name__, (kind,), {'__call__': call})
+def _bare_class(kind, call): return type(kind.__name__, (kind,), {'__call__': call, '__setattr__': _write})
+
+def _write(self, name, value):                         # what a `forward` notes down is found in the model, too
+    if name != 'training': setattr(self._original, name, value)
+    self.__dict__[name] = value
 
 def _through_hooks(self, *args, **kwargs):
-    with evaluating(self.hooked.modules()): return self.hooked(*args, **kwargs)
+    with evaluating(self._original.modules()): return self._original(*args, **kwargs)
 
 def _is_watched(module):
     return (module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks or _has_any_global_hook()
-            or module._compiled_call_impl or 'forward' in vars(module))
+            or module._compiled_call_impl or 'forward' in vars(module) or type(module).__call__ is not nn.Module.__call__ or isinstance(module, torch.jit.ScriptModule))
 
 def _bare(module):
-    if isinstance(module, nn.ModuleList): return [_bare(m) for m in module]
     twin = object.__new__(_bare_class(type(module), _through_hooks if _is_watched(module) else type(module).forward))
-    parts = {name: _bare(m) for name, m in module._modules.items()}
-    twin.__dict__.update(vars(module), **module._parameters, **module._buffers, **parts, training=False, hooked=module)
+    parts = {name: m if m is None else _bare(m) for name, m in module._modules.items()}
+    twin.__dict__.update(vars(module), **module._parameters, **module._buffers, **parts, _modules=parts, training=False, _original=module)
     return twin
 
 @patch
 def bare(self:LanguageModel)->LanguageModel: # the same tensors and the same code
-    "The model in evaluation mode, without what `nn.Module` does around each call and look-up; hooks fire as ever."
+    "The model in evaluation mode, without what `nn.Module` does around each call and look-up; hooks that it has by now fire as ever."
     return _bare(self)
 
 # %% ../nbs/04_decode.ipynb #0f7f759b

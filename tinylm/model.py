@@ -40,7 +40,7 @@ class LMConfig:
             if not isinstance(n, int) or isinstance(n, bool) or n < 1: raise ValueError(f'{name} is {n!r}: expected a whole number of at least 1')
             if n >= 2**31: raise ValueError(f'{name} is {n!r}: expected less than 2**31')
         if self.n_embd % self.n_head: raise ValueError(f'n_embd {self.n_embd} is not divisible by n_head {self.n_head}')
-        if self.attention not in ATTENTION: raise ValueError(f'attention is {self.attention!r}: expected one of {", ".join(ATTENTION)}')
+        if self.attention not in list(ATTENTION): raise ValueError(f'attention is {self.attention!r}: expected one of {", ".join(ATTENTION)}')
         if not isinstance(self.bias, bool): raise ValueError(f'bias is {self.bias!r}: expected True or False')
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1: raise ValueError(f'dropout is {self.dropout!r}: expected a number from 0 to below 1')
 

@@ -133,6 +133,7 @@ def _passes(model, idx, chunks=None):
                 maps.append(torch.stack(layers).float().cpu())
     finally:
         for h in hooks: h.remove()
+    if not all(m.isfinite().all() for m in maps): raise ValueError('the attention of this model holds nan: expected finite weights in the model')
     return maps
 
 # %% ../nbs/widgets.ipynb #7b771953
@@ -147,7 +148,7 @@ def _read(model, text, tokenizer):
     tokenizer = tokenizer or model.tokenizer
     if tokenizer is None: raise ValueError('this model has no tokenizer: give one')
     if not isinstance(text, str) or not text: raise ValueError(f'text is {text!r}: expected at least one character')
-    idx = torch.tensor([tokenizer.encode(text)])
+    idx = torch.tensor([tokenizer.encode(text)], dtype=torch.long)
     check_ids(idx, model.config.vocab_size, 'text')
     return idx.to(model.tok_emb.weight.device), [_label(tokenizer.decode([i])) for i in idx[0].tolist()]
 
@@ -252,7 +253,8 @@ def _draw(self:AttentionMap, fig):
 def _series(name, line, shown):
     if not isinstance(line, Timeline): raise ValueError(f'timeline {name!r} is {type(line).__name__}: expected a Timeline')
     if not line.seconds or not len(line.seconds) == len(line.costs) == len(line.tokens): raise ValueError(f'timeline {name!r} has {len(line.seconds)} times, {len(line.costs)} costs and {len(line.tokens)} tokens: expected as many of each, at least one')
-    if not all(isfinite(s) and s > 0 for s in line.seconds): raise ValueError(f'timeline {name!r} holds {min(line.seconds)} seconds: expected numbers above 0')
+    for s in line.seconds:
+        if not (isinstance(s, (int, float)) and isfinite(s) and s > 0): raise ValueError(f'timeline {name!r} holds {s!r} seconds: expected numbers above 0')
     costs, unit = line.costs, gcd(*(c.cache_written for c in line.costs))
     again = [i > 0 and c.cache_written > 0 and c.cache_read == c.cache_written for i, c in enumerate(costs)]
     read = [c.cache_written//unit for c in costs] if unit else None
@@ -279,8 +281,8 @@ class DecodeTimeline(Widget):
         if not isinstance(prompt, str): raise ValueError(f'prompt is {prompt!r}: expected text')
         shown = lambda i: str(i) if tokenizer is None else _label(tokenizer.decode([i]))
         pieces = [shown(i) for i in tokenizer.encode(prompt)] if prompt and tokenizer else [_label(c) for c in prompt]
-        series = [_series(str(name), line, shown) for name, line in lines.items()]
-        if cause == 'read' and not series[0]['read']: raise ValueError("cause is 'read', but the costs do not say how many tokens a pass read: expected 'bytes' or 'flops'")
+        series = [_series(str(name).encode('utf-8', 'replace').decode(), line, shown) for name, line in lines.items()]
+        if cause == 'read' and not all(s['read'] for s in series): raise ValueError("cause is 'read', but the costs do not say how many tokens a pass read: expected 'bytes' or 'flops'")
         self.data = {'kind': 'timeline', 'series': series, 'prompt': pieces}
         self.chosen = {'token': 0, 'cause': cause, 'scale': scale}
 
@@ -291,7 +293,8 @@ class DecodeTimeline(Widget):
         for i, s in reversed(list(enumerate(self.data['series']))):
             colors = [_AGAIN if a else _DECODE for a in s['again']]; colors[0] = _PREFILL
             for ax, values in ((above, s['ms']), (below, s[self.chosen['cause']])): ax.bar(range(1, len(values)+1), values, .45 if i == 0 else .85, color=colors, alpha=1 if i == 0 else .45)
-        above.set(ylabel='milliseconds', yscale=self.chosen['scale'], title=' in front of '.join(s['name'] for s in self.data['series']))
+        above.set(ylabel='milliseconds', yscale=self.chosen['scale'])
+        above.set_title(' in front of '.join(s['name'] for s in self.data['series']), parse_math=False)
         below.set(ylabel=self.chosen['cause'], xlabel='new token')
 
 # %% ../nbs/widgets.ipynb #f1869b43
@@ -313,10 +316,11 @@ class TokenProbabilities(Widget):
         if not isinstance(temperature, (int, float)) or not 0 <= temperature <= 3: raise ValueError(f'temperature is {temperature!r}: expected a number from 0 to 3')
         _check_whole('seed', seed, 0, 2**32-1)
         with torch.no_grad(), evaluating(model.modules()): self.logits = model.prefill(idx[:, -model.config.block_size:])[0][0, -1].float().cpu()
+        if not (self.logits < float('inf')).all(): raise ValueError(f'the logits of this model hold {self.logits.max().item()}: expected finite weights in the model')
         self.probabilities = probabilities(self.logits, temperature, top_k, top_p)
         names = [_label((tokenizer or model.tokenizer).decode([i])) for i in range(len(self.logits))]
         self.data = {'kind': 'probabilities', 'tokens': names, 'text': tokens, 'logits': _packed(self.logits, '<f4'), 'seed': seed}
-        self.chosen = {'temperature': temperature, 'top_k': top_k, 'top_p': None if top_p == 1 else top_p, 'draw': 1}
+        self.chosen = {'temperature': float(temperature), 'top_k': top_k, 'top_p': None if top_p == 1 else top_p, 'draw': 1}
 
     def __repr__(self): return f'TokenProbabilities of {len(self.logits)} tokens'
 
@@ -344,7 +348,7 @@ class LiveTraining:
         "Take in a step; draw when it is time, and at the end."
         self.losses[run.step], self.history = run.loss, run.history
         if perf_counter() - self.shown < self.every and run.step < self.steps: return
-        left = run.seconds*(self.steps/run.step - 1)
+        left = max(0, run.seconds*(self.steps/run.step - 1))
         self.title = f'step {run.step:,} of {self.steps:,}: loss {run.loss:.2f}' + (f', {left:.0f} s to go' if left else '')
         self._show({'image/png': base64.b64encode(_picture(self._draw, (7.5, 3))).decode(), 'text/plain': f'step {run.step} of {self.steps}, loss {run.loss:.3f}'})
         self.shown = perf_counter()

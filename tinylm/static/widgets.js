@@ -12,7 +12,7 @@ const CSS = `
   --prefill: #0072b2; --decode: #d55e00; --again: #b4528c; --kept: #009e73; --on: #fff; --focus: #0072b2; --shade: rgba(0,0,0,.06);
   --mono: ui-monospace, "DejaVu Sans Mono", "SF Mono", Menlo, Consolas, monospace;
   box-sizing: border-box; background: var(--surface); color: var(--ink); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px 12px;
-  font: 14px/1.45 var(--jp-ui-font-family, system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif); font-variant-numeric: tabular-nums; text-align: left; }
+  font: 14px/1.45 var(--jp-ui-font-family, system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif); font-variant-numeric: tabular-nums; text-align: left; overflow-wrap: anywhere; }
 .tlm[data-theme=dark] { --surface: var(--jp-layout-color1, #16191d); --ink: var(--jp-content-font-color1, #e9edf1); --muted: #a3adb8; --line: #3d444d; --soft: #262c33;
   --prefill: #56b4e9; --decode: #f59a4a; --again: #e7a3cb; --kept: #35c79b; --on: #10151a; --focus: #56b4e9; --shade: rgba(255,255,255,.09); }
 .tlm *, .tlm *::before { box-sizing: border-box; }
@@ -410,7 +410,7 @@ function decodeTimeline(data, state, page) {
   let hover = null;
   const set = change => { Object.assign(state, change); page.changed(); };
   const CAUSES = { bytes: ['bytes moved', s => s.bytes, v => human(v, 'B')], flops: ['FLOPs', s => s.flops, v => human(v, ' ')], read: ['tokens read', s => s.read, v => count(v)] };
-  const cause = radios('Cause', Object.entries(CAUSES).filter(([, [, of]]) => of(first)).map(([k, [label]]) => [k, label]), () => state.cause, v => set({ cause: v }));
+  const cause = radios('Cause', Object.entries(CAUSES).filter(([, [, of]]) => series.every(of)).map(([k, [label]]) => [k, label]), () => state.cause, v => set({ cause: v }));
   const scale = radios('Time axis', [['linear', 'from 0'], ['log', 'logarithmic']], () => state.scale, v => set({ scale: v }));
   const kind = (s, i) => i === 0 ? 'prefill' : s.again[i] ? 'again' : 'decode';
   const fill = (s, i, front) => kind(s, i) === 'again' ? (front ? 'solid' : 'hatch') : kind(s, i);
@@ -486,7 +486,7 @@ function decodeTimeline(data, state, page) {
     const log = state.scale === 'log', floor = 10**Math.floor(Math.log10(low)), span = Math.log10(high*1.05/floor);
     const decades = [...Array(Math.floor(span) + 1).keys()].map(i => floor*10**i), ticks = log ? decades.flatMap(t => [t, 2*t, 5*t]).filter(t => t <= high*1.05) : nice(high*1.05);
     out.push(...bars(y1, b.bars, s => s.ms, high, v => log ? Math.max(0, Math.log10(v/floor)/span) : v/(high*1.05), log ? 'milliseconds for each token (logarithmic axis, it does not start at 0)' : 'milliseconds for each token', ticks, t => t.toFixed(log ? Math.max(0, -Math.floor(Math.log10(t))) : digits(ticks))));
-    const [what, of, show] = CAUSES[state.cause], most = Math.max(...series.flatMap(s => of(s)));
+    const [what, of, show] = CAUSES[state.cause], most = Math.max(...series.flatMap(s => of(s))) || 1;
     out.push(...bars(y2, b.cause, of, most, v => v/(most*1.05), `${what} for each token`, nice(most*1.05, 2), show));
     if (at < n) out.push(h('svg:rect', { x: LEFT + at*w + .5, width: Math.max(1, w - 1), y: y1, height: y2 + b.cause - y1, class: 'pick' }));
     const bottom = y2 + b.cause + 16, every = [1, 2, 5, 10, 20, 50, 100, 200].find(k => k*w >= 34) ?? 500;
