@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from tinylm import LanguageModel, LMConfig, phase_gap, phase_invariant
-from tinylm.serving import Engine, PagedKVCache, Request, Scheduler, first_come, pack, packed, shortest_first
+from tinylm.serving import Engine, PagedKVCache, Request, Scheduler, first_come, pack_weights, shortest_first, use_packed
 
 quick = settings(deadline=None, max_examples=40)
 V = 11
