@@ -179,3 +179,125 @@ def test_none_lost_none_starved_no_block_leaked(seed):
     if engine.scheduler.policy is first_come:                      # the oldest gets at least a token in every step
         for job in jobs:
             if job.state == 'finished': assert job.at['ended'][0] - job.at['arrived'][0] <= sum(work(j) for j in jobs[:job.number+1])
+
+def test_the_thousand_met_everything():
+    "The random requests above are worth something only if all of it happened."
+    seen = dict.fromkeys(('preempted', 'reused', 'slid', 'cancelled', 'stopped', 'chunked'), 0)
+    for seed in range(4):
+        rng = random.Random(seed)
+        engine = Engine(MODEL, slots=4, budget=7, n_blocks=9, size=2)
+        beginnings = [[rng.randrange(V) for _ in range(12)] for _ in range(3)]
+        jobs = [engine.add(random_request(rng, beginnings)) for _ in range(20)]
+        while engine.busy:
+            engine.step()
+            if rng.random() < .05 and engine.busy: engine.cancel(rng.choice(engine.scheduler.running + engine.scheduler.waiting))
+        for j in jobs:
+            seen['preempted'] += j.preempted > 0 and len(j.ids) <= 16; seen['reused'] += j.reused > 0; seen['slid'] += len(j.ids) > 17; seen['cancelled'] += j.state == 'cancelled'
+            seen['stopped'] += j.state == 'finished' and len(j.new) < j.request.max_new_tokens
+        seen['chunked'] += sum(j['phase'] == 'read' and j['wrote'] is None for s in engine.trace for j in s['jobs'])
+    assert all(seen.values()), seen
+
+# --- the engine
+
+def test_the_contract_of_the_design():
+    ids = torch.tensor([prompt(4)])
+    out = Engine(MODEL).generate([Request(ids, max_new_tokens=12, temperature=0)])
+    assert torch.equal(out[0], MODEL.decode(ids, 12, temperature=0)[0])
+    two = Engine(MODEL).generate([prompt(3), torch.tensor(prompt(5))], max_new_tokens=4, temperature=0)
+    assert [t.tolist() for t in two] == [solo(MODEL, Request(p, 4, temperature=0)) for p in (prompt(3), prompt(5))]
+
+def test_a_long_prompt_does_not_stall_those_who_write():
+    model = small_model(block_size=64)
+    engine = Engine(model, slots=3, budget=8, size=4)
+    first = engine.add(Request(prompt(3), 30, temperature=0)); engine.step()
+    engine.add(Request(prompt(60), 2, temperature=0))
+    for n in range(2, 12):
+        engine.step()
+        assert len(first.new) == n and sum(j['tokens'] for j in engine.trace[-1]['jobs']) <= 8
+    assert engine.trace[-2]['jobs'][-1]['tokens'] == 4 and sum(s['jobs'][-1]['tokens'] for s in engine.trace[1:11]) >= 60
+
+def test_stream_hands_out_tokens_at_once_and_cancels_when_nobody_listens():
+    engine = Engine(MODEL, slots=2, size=4)
+    stream = engine.stream([prompt(3), prompt(4)], max_new_tokens=8, temperature=0)
+    seen = [next(stream) for _ in range(5)]
+    assert len(engine.trace) == 3 and [i for i, _ in seen] == [0, 1, 0, 1, 0]
+    stream.close()
+    check_empty(engine)
+    assert [j.state for j in engine.jobs] == ['cancelled']*2
+
+def test_the_model_keeps_its_mode_and_its_products():
+    model = small_model(dropout=.5).train()
+    out = Engine(model).generate([Request(prompt(4), 6, temperature=0)])
+    assert all(m.training for m in model.modules()) and not any('forward' in vars(m) for m in model.modules())
+    assert out[0].tolist() == solo(model.eval(), Request(prompt(4), 6, temperature=0))
+
+def test_an_engine_notices_other_weights():
+    model = small_model()
+    engine = Engine(model); engine.add(Request(prompt(4), 6)); engine.step()
+    with torch.no_grad(): model.blocks[0].mlp.up.weight.mul_(2)
+    with pytest.raises(ValueError, match='the weights have changed'): engine.step()
+
+def test_packed_products_are_products():
+    model = small_model(n_embd=16)
+    x = torch.randint(V, (3, 7), generator=seeded(1))
+    with torch.inference_mode():
+        plain = model(x)[0]
+        with use_packed(pack_weights(model)): assert torch.allclose(model(x)[0], plain, atol=1e-5)
+    assert pack_weights(small_model().bfloat16()) == {}
+
+def test_bfloat16_serves_too():
+    model = small_model().bfloat16()
+    out = Engine(model, size=4).generate([Request(prompt(4), 6, temperature=0), Request(prompt(7), 3, temperature=0)])
+    assert [len(t) for t in out] == [10, 10]
+
+def test_metrics_trace_and_throughput(tmp_path):
+    engine = Engine(MODEL, slots=2, budget=5, size=4)
+    jobs = [engine.add(Request(prompt(n), 4, temperature=0)) for n in (3, 9, 2)]
+    while engine.busy: engine.step()
+    first, _, last = (j.metrics('steps') for j in jobs)
+    assert first == {'queue': 0, 'ttft': 1, 'tpot': 1, 'total': 4} and last['queue'] == 4 and last['ttft'] == last['queue'] + 1
+    seconds = jobs[0].metrics()
+    assert 0 <= seconds['queue'] <= seconds['ttft'] <= seconds['total'] and seconds['tpot'] > 0
+    assert engine.add(Request([1], 2)).metrics() == dict(queue=None, ttft=None, tpot=None, total=None)
+    engine.save_trace(tmp_path/'trace.json')
+    record = json.loads((tmp_path/'trace.json').read_text())
+    assert [r['new'] for r in record['requests']] == [j.new for j in engine.jobs] and len(record['steps']) == len(engine.trace)
+    for number, job in enumerate(jobs): assert [j['wrote'] for s in record['steps'] for j in s['jobs'] if j['request'] == number and j['wrote'] is not None] == job.new
+    assert engine.throughput() > 0
+
+@pytest.mark.parametrize('policy', [first_come, shortest_first, lambda job: -job.number])
+def test_any_policy_gets_everybody_done(policy):
+    engine = Engine(MODEL, slots=2, budget=4, n_blocks=8, size=2, policy=policy)
+    jobs = [engine.add(Request(prompt(n), 12 - n, temperature=0)) for n in (9, 2, 5, 7, 3)]
+    while engine.busy: engine.step()
+    assert [j.ids for j in jobs] == [solo(MODEL, j.request) for j in jobs]
+    if policy is shortest_first: assert jobs[1].at['ended'] <= jobs[0].at['ended'] or jobs[1].request.max_new_tokens > 4
+
+# --- bad input
+
+@pytest.mark.parametrize('args, says', [
+    (dict(ids=[]), 'ids are empty'), (dict(ids=[1.5]), 'expected a list of integers'), (dict(ids='ab'), 'expected a list of integers'), (dict(ids=torch.zeros(2, 3, dtype=torch.long)), r'shape \(2, 3\)'), (dict(ids=torch.zeros(3)), 'torch.float32'),
+    (dict(max_new_tokens=0), 'max_new_tokens is 0'), (dict(max_new_tokens=-1), 'max_new_tokens is -1'), (dict(max_new_tokens=1.5), 'max_new_tokens is 1.5'), (dict(temperature=-1), 'temperature is -1'), (dict(top_k=0), 'top_k is 0'), (dict(top_p=0), 'top_p is 0'), (dict(seed=-1), 'seed is -1')])
+def test_a_request_of_nonsense_is_refused(args, says):
+    with pytest.raises(ValueError, match=says) as e: Request(**dict(ids=[1], max_new_tokens=2) | args)
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('args, says', [(dict(slots=0), 'slots is 0'), (dict(slots=4, budget=4), 'budget is 4: expected a whole number of at least 5'), (dict(n_blocks=0), 'n_blocks is 0'), (dict(size=0), 'size is 0')])
+def test_an_engine_of_nonsense_is_refused(args, says):
+    with pytest.raises(ValueError, match=says): Engine(MODEL, **args)
+
+def test_bad_requests_leave_the_others_alone():
+    engine = Engine(MODEL, slots=2, n_blocks=3, size=4)
+    good = engine.add(Request(prompt(5), 6, temperature=0)); engine.step()
+    gone = engine.add(Request(prompt(3), 4)); engine.cancel(gone)
+    other = Engine(MODEL).add(Request([1], 1))
+    for bad, says in [(lambda: engine.add(Request([V], 2)), f'token id {V}: expected 0 to {V-1}'), (lambda: engine.add(Request([-1], 2)), 'token id -1'), (lambda: engine.add(Request(prompt(12), 2)), r'may hold 13 tokens: the pool has room for 12 \(3 blocks of 4\)'),
+                      (lambda: engine.add([1, 2]), 'is not a Request'), (lambda: engine.cancel(gone), 'request 1 is cancelled already'), (lambda: engine.cancel(other), 'belongs to another engine'),
+                      (lambda: engine.generate([Request(prompt(2), 2), Request([99], 2)]), 'token id 99')]:
+        with pytest.raises(ValueError, match=says) as e: bad()
+        assert '\n' not in str(e.value)
+        engine.step()
+    while engine.busy: engine.step()
+    assert good.ids == solo(MODEL, good.request) and len(engine.jobs) == 2
+    with pytest.raises(ValueError, match='request 0 is finished already'): engine.cancel(good)
+    check_empty(engine)

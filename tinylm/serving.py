@@ -216,7 +216,7 @@ def use_packed(
     finally:
         for linear in forwards: del linear.__dict__['forward']
 
-def _version(model): return [0 if p.is_inference() else p._version for p in model.parameters()]
+def _version(weights): return [0 if w.is_inference() else w._version for w in weights]
 
 # %% ../nbs/09_batching.ipynb #16f3931a
 def _row_of_ids(ids):
@@ -319,7 +319,7 @@ class Scheduler:
     def __init__(self,
         cache:PagedKVCache, # the memory that it hands out
         slots:int=16, # how many jobs run at a time
-        budget:int=64, # tokens that a step may read, more than slots
+        budget:int=128, # tokens that a step may read, more than slots
         policy=first_come, # a job's rank: the smaller, the earlier
     ):
         _check_count('slots', slots); _check_count('budget', budget, slots+1)
@@ -384,7 +384,7 @@ class Engine:
         model:LanguageModel, # the model
         *,
         slots:int=16, # how many requests run at a time
-        budget:int=64, # tokens that a step may read, more than slots
+        budget:int=128, # tokens that a step may read, more than slots
         n_blocks:int|None=None, # blocks in the pool; enough for all slots when not given
         size:int=16, # positions in a block
         policy=first_come, # a job's rank: the smaller, the earlier
@@ -395,7 +395,8 @@ class Engine:
         self.model, self.parts = model, list(model.modules())
         self.cache = PagedKVCache(c, slots*-(-c.block_size//size) if n_blocks is None else n_blocks, size, weight.dtype, weight.device)
         self.scheduler = scheduler(self.cache, slots, budget, policy)
-        self.packed, self.version = pack_weights(model), _version(model)
+        self.packed, self.weights = pack_weights(model), list(model.parameters())
+        self.version = _version(self.weights)
         self.jobs, self.trace = [], []
 
 # %% ../nbs/09_batching.ipynb #fae93a4f
@@ -479,7 +480,7 @@ def _write(self:Engine, job, token):
 @patch
 def step(self:Engine)->list: # (job, token) pairs: what was written
     "Everybody in the plan goes a step further."
-    if _version(self.model) != self.version: raise ValueError('the weights have changed since this engine was made: make a new one')
+    if _version(self.weights) != self.version: raise ValueError('the weights have changed since this engine was made: make a new one')
     start, plan, written = perf_counter(), self.scheduler.plan(), []
     for job, _ in plan: job.at.setdefault('started', (len(self.trace), start))
     about = {job.number: dict(request=job.number, slot=job.slot, phase='write' if job.behind == 1 and job.new else 'read', tokens=n, blocks=list(job.row.blocks), wrote=None) for job, n in plan}
