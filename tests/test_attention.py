@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from tinylm import CausalSelfAttention, attention_weights, causal_attention, causal_mask
+from tinylm import ATTENTION, CausalSelfAttention, attention_weights, causal_attention, causal_mask
 
 quick = settings(deadline=None, max_examples=40)
 
@@ -140,3 +140,20 @@ def test_channels_that_the_heads_cannot_share_are_refused():
 @pytest.mark.parametrize('n_head', [0, -2])
 def test_a_count_of_heads_below_one_is_refused(n_head):
     with pytest.raises(ValueError, match=f'n_head {n_head}'): CausalSelfAttention(8, n_head)
+
+# --- the ways to compute attention
+
+@quick
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(0, 9), st.integers(1, 8), st.booleans(), st.data())
+def test_every_way_gives_what_the_reference_gives(B, H, T, more, D, masked, data):
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    q, k, v = torch.randn(B, H, T, D), torch.randn(B, H, T+more, D), torch.randn(B, H, T+more, D)
+    mask = (torch.rand(B, 1, T, T+more) < .5).index_fill(3, torch.tensor(0), True) if masked else None
+    want = causal_attention(q, k, v, mask)
+    for name, way in ATTENTION.items(): assert torch.allclose(way(q, k, v, mask), want, atol=1e-5), name
+
+def test_the_reference_drops_weights_when_asked():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 200, 8)
+    assert torch.equal(causal_attention(q, k, v), causal_attention(q, k, v, dropout=0.))
+    assert not torch.allclose(causal_attention(q, k, v, dropout=.5), causal_attention(q, k, v), atol=1e-3)

@@ -180,3 +180,28 @@ def test_passes_and_tokens_are_counted():
 def test_the_table_shows_both_phases():
     table = phase_table([PhaseCost('prefill', 1, 256, .5), PhaseCost('decode', 64, 64, 2.)])
     assert [line.split() for line in table.splitlines()[1:]] == [['prefill', '256', '1', '256', '500.0', '512'], ['decode', '64', '64', '1', '2000.0', '32']]
+
+# --- the bare twin
+
+@quick
+@given(st.integers(1, 3), st.integers(1, 8), st.booleans())
+def test_the_bare_twin_gives_the_same_bits_and_shares_every_tensor(B, T, bias):
+    model, x = small_model(bias=bias, dropout=.3).train(), torch.randint(11, (B, T), generator=seeded())
+    twin = model.bare()
+    with torch.no_grad(): assert torch.equal(twin.logits(twin.hidden(x)), model.eval().prefill(x)[0])
+    model.blocks[1].mlp.up.weight.data.mul_(2)
+    with torch.no_grad(): assert torch.equal(twin.logits(twin.hidden(x)), model.prefill(x)[0])
+
+@pytest.mark.parametrize('part', ['blocks.0', 'blocks.1.mlp', 'blocks.1.attention.qkv', 'norm'])
+def test_hooks_fire_while_decoding_and_dropout_stays_off(part):
+    model, seen, x = small_model(dropout=.5).train(), [], torch.zeros(1, 2, dtype=torch.long)
+    want = model.decode(x, 5, temperature=0)
+    hook = model.get_submodule(part).register_forward_hook(lambda *_: seen.append(1))
+    assert torch.equal(model.decode(x, 5, temperature=0), want) and len(seen) == 5
+    assert all(m.training for m in model.modules())
+    hook.remove(); model.decode(x, 5); assert len(seen) == 5
+
+def test_a_part_whose_forward_was_replaced_is_called_through_it(monkeypatch):
+    model, x = small_model().eval(), torch.zeros(1, 2, dtype=torch.long)
+    monkeypatch.setattr(model.blocks[1], 'forward', lambda x, *_: x*0)
+    with torch.no_grad(): assert torch.equal(model.bare().hidden(x), model.hidden(x)) and torch.equal(model.norm(torch.zeros(1, 2, 16)), model.hidden(x))

@@ -191,7 +191,9 @@ class ZeroPositions(ListCache):
     def begin(self, model, idx): return torch.zeros(idx.shape[1], dtype=torch.long)
 
 class SeesAll(ListCache):
-    def update(self, layer, kv): return *super().update(layer, kv)[:2], None
+    def update(self, layer, kv):
+        k, v, mask = super().update(layer, kv)
+        return k, v, torch.ones_like(mask)
 
 class Forgets(ListCache):
     def update(self, layer, kv): return *kv, causal_mask(kv.shape[3])

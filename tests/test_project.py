@@ -75,7 +75,7 @@ def test_the_library_never_unpickles():
 
 def test_the_package_runs_without_notebook_tools():
     "Jupyter, nbdev and matplotlib are for the course; the installed package must not need them."
-    blocked = ['IPython', 'nbdev', 'matplotlib', 'ipywidgets', 'jupyterlab', 'execnb', 'nbclient', 'nbformat', 'yaml', 'pytest', 'hypothesis']
+    blocked = ['IPython', 'nbdev', 'matplotlib', 'ipywidgets', 'anywidget', 'traitlets', 'playwright', 'jupyterlab', 'execnb', 'nbclient', 'nbformat', 'yaml', 'pytest', 'hypothesis']
     code = f'import sys\nfor m in {blocked}: sys.modules[m] = None\nimport tinylm, tinylm.cli\nprint(tinylm.LanguageModel().config.n_params)'
     assert int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) > 0
 

@@ -14,10 +14,11 @@ from .training import *
 from .decoding import *
 from .cache import *
 from .cost import *
+from .tiled import *
 from .bench import *
 
 # %% ../nbs/index.ipynb #b25b4e81
-from . import attention, bench, cache, cost, data, decoding, model, training
+from . import attention, bench, cache, cost, data, decoding, model, tiled, training
 
 # %% ../nbs/index.ipynb #cdc56615
-__all__ = [*data.__all__, *attention.__all__, *model.__all__, *training.__all__, *decoding.__all__, *cache.__all__, *cost.__all__, *bench.__all__]
+__all__ = [*data.__all__, *attention.__all__, *model.__all__, *training.__all__, *decoding.__all__, *cache.__all__, *cost.__all__, *tiled.__all__, *bench.__all__]

@@ -87,7 +87,7 @@ def begin(self:KVCache,
     start = max(lengths)
     _check_fit(self, model, idx, start)
     self.start, self.stop = start, start + T
-    self.mask, self.ragged = None, min(lengths) < self.start
+    self.mask, self.ragged = None, min(lengths) < start
     if self.ragged:
         positions = torch.tensor(lengths, device=idx.device)[:, None] + torch.arange(T, device=idx.device)
         self.mask = (torch.arange(self.stop, device=idx.device) <= positions[..., None])[:, None]
@@ -105,8 +105,7 @@ def update(self:KVCache,
     memory = self.kv[layer]
     if self.ragged: memory.scatter_(3, self.index, kv)
     else: memory.narrow(3, self.start, self.stop - self.start).copy_(kv)
-    k, v = memory.narrow(3, 0, self.stop)
-    return k, v, self.mask
+    return *memory.narrow(3, 0, self.stop).unbind(0), self.mask
 
 @patch
 def commit(self:KVCache):
@@ -132,12 +131,13 @@ def _compiled_step(model, cache, idx):
 def _cached(model, batch, length, compile=False):
     "The logits of the next token, reading only what the cache has not seen."
     longest = model.config.block_size
-    weight, naive = model.tok_emb.weight, _naive(model)
+    weight, bare = model.tok_emb.weight, model.bare()
     cache = KVCache(model.config, batch, min(length, longest), weight.dtype, weight.device)
-    def next_logits(idx):
-        if idx.shape[1] > longest: return naive(idx)                 # the window slides: no key stays true
-        new = idx[:, cache.lengths[0]:]
-        return (_compiled_step if compile and new.shape[1] == 1 else _step)(model, cache, new)
+    def next_logits(text):
+        held = cache.lengths[0]
+        new = text[-1] if held else torch.cat(text, 1)               # later one token, first the prompt
+        if held + new.shape[1] > longest: return _naive(bare)(text)        # the window slides: no key stays true
+        return _compiled_step(model, cache, new) if compile and new.shape[1] == 1 else _step(bare, cache, new)
     return next_logits
 
 @patch
@@ -155,8 +155,8 @@ def stream(self:LanguageModel,
     "Write token by token and hand out each as soon as it is there; bad input is a `ValueError`. Weights must not change meanwhile: the cache would not notice."
     check_ids(idx, self.config.vocab_size)
     check_dials(max_new_tokens, temperature, top_k, top_p)
-    next_logits = _cached(self, idx.shape[0], idx.shape[1] + max_new_tokens, compile) if use_cache else _naive(self)
-    return _tokens(self, idx, max_new_tokens, next_logits, dict(temperature=temperature, top_k=top_k, top_p=top_p, generator=generator))
+    next_logits = _cached(self, idx.shape[0], idx.shape[1] + max_new_tokens, compile) if use_cache else _naive(self.bare())
+    return _tokens(idx, max_new_tokens, next_logits, dict(temperature=temperature, top_k=top_k, top_p=top_p, generator=generator))
 
 # %% ../nbs/05_kv_cache.ipynb #325d1639
 def phase_map(

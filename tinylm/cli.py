@@ -33,7 +33,7 @@ def _complain(error, code):
 def _write(text): print(text.translate(_SAFE), end='', flush=True)
 
 # %% ../nbs/cli.ipynb #b2a444c3
-_SHAPE = [f for f in fields(LMConfig) if f.name not in ('vocab_size', 'bias')]
+_SHAPE = [f for f in fields(LMConfig) if f.name not in ('vocab_size', 'bias', 'attention')]
 _RECIPE = fields(TrainConfig)
 _ABOUT = dict(block_size='longest text that the model can read, in tokens', n_layer='blocks', n_head='heads in a block', n_embd='channels',
     dropout='share of activations dropped in training', steps='training steps', batch_size='windows in a step', lr='highest learning rate',

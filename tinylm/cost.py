@@ -13,6 +13,7 @@ from time import perf_counter
 
 import torch
 from fastcore.basics import patch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -142,7 +143,7 @@ def linear(
     "`F.linear`; for few rows and a large matrix, as two halves, which two cores can read at once."
     n_out, n_in = weight.shape
     rows = x.numel()//n_in
-    if rows > 4 or n_out % 2 or n_out*n_in < LARGE or not x.is_cpu: return F.linear(x, weight, bias)
+    if rows > 4 or n_out % 2 or n_out*n_in < LARGE or not x.is_cpu or torch.compiler.is_compiling(): return F.linear(x, weight, bias)
     halves, columns = weight.view(2, n_out//2, n_in), x.reshape(rows, n_in).t().expand(2, n_in, rows)
     out = torch.bmm(halves, columns) if bias is None else torch.baddbmm(bias.view(2, -1, 1), halves, columns)
     return out.permute(2, 0, 1).reshape(*x.shape[:-1], n_out)
@@ -153,8 +154,7 @@ def forward(self:Linear,
     x:torch.Tensor, # (..., in)
 )->torch.Tensor: # (..., out)
     "A linear map that takes another way for few rows."
-    if self.in_features*self.out_features < LARGE: return F.linear(x, self.weight, self.bias)
-    return linear(x, self.weight, self.bias)
+    return (F.linear if self.in_features*self.out_features < LARGE else linear)(x, self.weight, self.bias)
 
 @patch
 def logits(self:LanguageModel,
@@ -162,6 +162,7 @@ def logits(self:LanguageModel,
 )->torch.Tensor: # (..., V)
     "How well each token fits as the next one: its row of the token table, times the stream."
     table = self.tok_emb.weight
+    if table.numel() < LARGE: return F.linear(hidden, table)
     if self.config.vocab_size % 2 == 0: return linear(hidden, table)
     return torch.cat([linear(hidden, table[:-1]), F.linear(hidden, table[-1:])], -1)      # an odd table has no halves
 

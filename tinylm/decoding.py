@@ -7,12 +7,15 @@ __all__ = ['probabilities', 'sample', 'check_dials', 'PhaseCost', 'compare_phase
 
 # %% ../nbs/04_decode.ipynb #c8abfa1a
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import median
 from time import perf_counter
 
 import torch
 from fastcore.basics import patch
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from .model import LanguageModel, check_ids
 from .training import evaluating
@@ -61,19 +64,41 @@ def check_dials(
     if not isinstance(max_new_tokens, int) or max_new_tokens < 0: raise ValueError(f'max_new_tokens is {max_new_tokens!r}: expected a whole number of at least 0')
     probabilities(torch.zeros(1), temperature, top_k, top_p)
 
+# %% ../nbs/04_decode.ipynb #cba2ea96
+@lru_cache
+def _bare_class(kind, call): return type(kind.__name__, (kind,), {'__call__': call})
+
+def _through_hooks(self, *args, **kwargs):
+    with evaluating(self.hooked.modules()): return self.hooked(*args, **kwargs)
+
+def _is_watched(module):
+    return (module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks or _has_any_global_hook()
+            or module._compiled_call_impl or 'forward' in vars(module))
+
+def _bare(module):
+    if isinstance(module, nn.ModuleList): return [_bare(m) for m in module]
+    twin = object.__new__(_bare_class(type(module), _through_hooks if _is_watched(module) else type(module).forward))
+    parts = {name: _bare(m) for name, m in module._modules.items()}
+    twin.__dict__.update(vars(module), **module._parameters, **module._buffers, **parts, training=False, hooked=module)
+    return twin
+
+@patch
+def bare(self:LanguageModel)->LanguageModel: # the same tensors and the same code
+    "The model in evaluation mode, without what `nn.Module` does around each call and look-up; hooks fire as ever."
+    return _bare(self)
+
 # %% ../nbs/04_decode.ipynb #0f7f759b
 def _naive(model):
     "The logits of the next token, by reading the whole window again."
-    return lambda idx: model.logits(model.hidden(idx[:, -model.config.block_size:])[:, -1])
+    return lambda text: model.logits(model.hidden(torch.cat(text, 1)[:, -model.config.block_size:])[:, -1])
 
-def _tokens(model, idx, max_new_tokens, next_logits, dials):
-    parts = list(model.modules())
+def _tokens(idx, max_new_tokens, next_logits, dials):
+    text = [idx]                                       # in pieces: joining them is left to those who need it
     for _ in range(max_new_tokens):
         # DECODE PHASE: one new token, which depends on all before it
-        with torch.inference_mode(), evaluating(parts): token = sample(next_logits(idx), **dials)
-        token = token.clone()                          # made outside of inference mode, so that it can be trained on
-        idx = torch.cat([idx, token], 1)
-        yield token
+        with torch.inference_mode(): token = sample(next_logits(text), **dials)
+        text.append(token.clone())                     # made outside of inference mode, so that it can be trained on
+        yield text[-1]
 
 @patch
 def stream(self:LanguageModel,
@@ -88,7 +113,7 @@ def stream(self:LanguageModel,
     "Write token by token and hand out each as soon as it is there; bad input is a `ValueError`."
     check_ids(idx, self.config.vocab_size)
     check_dials(max_new_tokens, temperature, top_k, top_p)
-    return _tokens(self, idx, max_new_tokens, _naive(self), dict(temperature=temperature, top_k=top_k, top_p=top_p, generator=generator))
+    return _tokens(idx, max_new_tokens, _naive(self.bare()), dict(temperature=temperature, top_k=top_k, top_p=top_p, generator=generator))
 
 @patch
 def decode(self:LanguageModel,

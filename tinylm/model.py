@@ -18,7 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.nn import functional as F
 
-from .attention import CausalSelfAttention, Linear
+from .attention import ATTENTION, CausalSelfAttention, Linear
 from .data import CharTokenizer, write_atomic
 
 # %% ../nbs/02_model.ipynb #1996771b
@@ -32,6 +32,7 @@ class LMConfig:
     n_embd:int=128    # C, channels of the residual stream
     dropout:float=0.  # the share of activations that training drops at random
     bias:bool=True    # whether linear maps and norms add a constant
+    attention:str='fused' # how attention is computed: a name in `ATTENTION`; changes no result
 
     def __post_init__(self):
         for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
@@ -39,6 +40,7 @@ class LMConfig:
             if not isinstance(n, int) or isinstance(n, bool) or n < 1: raise ValueError(f'{name} is {n!r}: expected a whole number of at least 1')
             if n >= 2**31: raise ValueError(f'{name} is {n!r}: expected less than 2**31')
         if self.n_embd % self.n_head: raise ValueError(f'n_embd {self.n_embd} is not divisible by n_head {self.n_head}')
+        if self.attention not in ATTENTION: raise ValueError(f'attention is {self.attention!r}: expected one of {", ".join(ATTENTION)}')
         if not isinstance(self.bias, bool): raise ValueError(f'bias is {self.bias!r}: expected True or False')
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1: raise ValueError(f'dropout is {self.dropout!r}: expected a number from 0 to below 1')
 
@@ -60,6 +62,8 @@ class MLP(nn.Module):
         return self.down(F.gelu(self.up(x), approximate='tanh'))
 
 # %% ../nbs/02_model.ipynb #b4e69347
+def _same(x): return x
+
 class Block(nn.Module):
     "Attention, then the MLP; each reads the normalised stream and adds to it (Radford et al. 2019)."
     def __init__(self,
@@ -67,9 +71,9 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(config.n_embd, bias=config.bias) for _ in range(2))
-        self.attention = CausalSelfAttention(config.n_embd, config.n_head, config.bias, config.dropout)
+        self.attention = CausalSelfAttention(config.n_embd, config.n_head, config.bias, config.dropout, config.attention)
         self.mlp = MLP(config.n_embd, config.bias)
-        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.drop = nn.Dropout(config.dropout) if config.dropout else _same
 
     def forward(self,
         x:torch.Tensor, # (B, T, C), the residual stream
@@ -97,7 +101,7 @@ class LanguageModel(nn.Module):
         self.config, self.tokenizer = c, tokenizer
         _check_vocabulary(self.config, tokenizer)
         self.tok_emb, self.pos_emb = nn.Embedding(c.vocab_size, c.n_embd), nn.Embedding(c.block_size, c.n_embd)
-        self.drop = nn.Dropout(c.dropout) if c.dropout else nn.Identity()
+        self.drop = nn.Dropout(c.dropout) if c.dropout else _same
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
         self.norm = nn.LayerNorm(c.n_embd, bias=c.bias)
         for name, p in self.named_parameters(): self._init(name, p)
@@ -218,13 +222,15 @@ def _check_tensors(path, tensors, model):
         if not tensors[name].is_floating_point(): raise ValueError(f'{path} holds {name} as {tensors[name].dtype}: expected floating-point numbers')
 
 # %% ../nbs/02_model.ipynb #e23e99be
+def _of_weights(config): return {k: v for k, v in asdict(config).items() if k not in ('dropout', 'attention')}
+
 @patch
 def load_safetensors(self:LanguageModel,
     path, # a file that `save_safetensors` wrote
 )->LanguageModel: # self
     "Load the weights of a model of the same shape; anything else is a `ValueError`, and the model stays as it was."
     tensors, config, tokenizer = _read_model_file(path)
-    if {**asdict(config), 'dropout': 0} != {**asdict(self.config), 'dropout': 0}:
+    if _of_weights(config) != _of_weights(self.config):
         raise ValueError(f'{path} holds another model: {config}, and this one is {self.config}')
     _check_vocabulary(config, tokenizer)
     _check_tensors(path, tensors, self)

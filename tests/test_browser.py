@@ -1,0 +1,368 @@
+"The widgets in a real browser: every control is moved, and what is shown is compared with the tensors."
+import json, math
+
+import nbformat
+import pytest
+import torch
+from browser import CHROME, HOW, browser, lab, open_notebook, show
+
+if not CHROME: pytest.skip(HOW, allow_module_level=True)
+pytest.importorskip('playwright')
+from test_widgets import EVIL, small, timeline, widgets
+
+from tinylm.data import CharTokenizer
+from tinylm.decoding import probabilities
+from tinylm.training import course_model
+from tinylm.widgets import AttentionMap, DecodeTimeline, TokenProbabilities, _label, _whole
+
+TEXT = 'a bad cafe\nabc'
+
+def choose(card, label, value): card.get_by_role('group', name=label, exact=True).get_by_text(str(value), exact=True).click()
+
+def slide(card, label, value):
+    "Move a slider as a hand does: the value, then the event."
+    card.get_by_label(label, exact=True).evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input', { bubbles: true })); }", str(value))
+
+def settle(card): card.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+def cell(card, q, k, T):
+    "Put the mouse on a cell of the map."
+    canvas = card.locator('.map canvas'); canvas.scroll_into_view_if_needed(); box = canvas.bounding_box(); side = (box['width'] - 34)/T
+    card.page.mouse.move(box['x'] + 30 + (k + .5)*side, box['y'] + 30 + (q + .5)*side)
+    settle(card)
+
+def weight(card): return float(card.locator('.weight').inner_text())
+
+# --- the attention map
+
+def check_map(card, want):
+    "Every layer and head, by hand and by key, against the tensor."
+    L, H, T, _ = want.shape
+    for layer in range(L):
+        for head in range(H):
+            for label, n, value in (('Layer', L, layer), ('Head', H, head)):
+                if n > 1: choose(card, label, value)                   # what cannot be chosen is not offered
+            for q, k in ((T-1, 0), (T//2, T//3), (0, 0)):
+                cell(card, q, k, T)
+                assert abs(weight(card) - want[layer, head, q, k]) < 1e-4
+            card.page.mouse.move(1, 1); settle(card)
+            best = want[layer, head, T-1].sort(descending=True).values[:9]
+            rows = card.locator('.bars li').all()
+            assert len(rows) == min(9, T)
+            for row, w in zip(rows, best):
+                assert abs(float(row.locator('output').inner_text()) - w) < 1e-4
+                assert abs(want[layer, head, T-1, int(row.get_attribute('data-key'))] - w) < 1e-4
+
+def test_every_head_shows_its_weights(show):
+    w = AttentionMap(small(), TEXT)
+    check_map(show(w.to_html()).locator('.tlm'), _whole(w.maps))
+
+def test_keys_move_the_query_and_the_key(show):
+    w = AttentionMap(small(), TEXT); card = show(w.to_html()).locator('.tlm'); T = len(TEXT)
+    canvas = card.locator('.map canvas'); canvas.focus()
+    for key in ('ArrowUp', 'ArrowUp', 'ArrowLeft', 'ArrowLeft', 'ArrowLeft', 'ArrowRight'): canvas.press(key)
+    settle(card)
+    assert abs(weight(card) - w.maps[0][0, 0, T-3, T-5]) < 1e-4
+    assert f'({T-3})' in canvas.get_attribute('aria-label') and f'({T-5})' in canvas.get_attribute('aria-label')
+    canvas.press('Home'); settle(card)
+    assert weight(card) == 1
+
+def test_a_token_of_the_text_is_linked_to_its_keys(show):
+    w = AttentionMap(small(), TEXT); card = show(w.to_html()).locator('.tlm')
+    card.locator('.t').nth(9).click(); card.page.mouse.move(1, 1); settle(card)
+    row = w.maps[0][0, 0, 9]
+    assert card.locator('.text path').count() == (row[:9] > .02).sum()
+    card.locator('.t').nth(4).hover(); settle(card)                   # a key of this query
+    assert abs(weight(card) - row[4]) < 1e-4
+
+def test_a_small_map_is_enlarged(show):
+    w = AttentionMap(small(), TEXT, view='heads'); card = show(w.to_html()).locator('.tlm'); T = len(TEXT)
+    assert card.locator('.grid button').count() == 4
+    card.get_by_role('button', name='enlarge layer 1, head 0').press('Enter'); settle(card)
+    cell(card, 7, 3, T)
+    assert abs(weight(card) - w.maps[0][1, 0, 7, 3]) < 1e-4
+    choose(card, 'View', 'all heads'); settle(card)
+    assert card.locator('.grid button[aria-pressed=true]').get_attribute('data-layer') == '1'
+
+def work(passes, step):
+    "What pass `step` computes, pair by pair: with a cache, without, and how much of that is not new; and the sums so far."
+    known, with_, without = set(), [], []
+    for i in range(step + 1):
+        end = sum(passes[:i+1]); pairs = {(q, k) for q in range(end) for k in range(q + 1)}
+        with_.append(len(pairs - known)); without.append(len(pairs)); known |= pairs
+    return [[passes[step], end], [with_[-1], without[-1]], [0, without[-1] - with_[-1]]], [sum(with_), sum(without)]
+
+def facts(card):
+    number = lambda text: int(text.replace(',', ''))
+    settle(card)
+    return [[number(t) for t in row.locator('td').all_inner_texts()[1:]] for row in card.locator('tr[data-fact]').all()], [number(t) for t in card.locator('.bars output').all_inner_texts()]
+
+def test_phases_count_the_work_of_each_pass(show):
+    T, card = len(TEXT), show(AttentionMap(small(), TEXT, view='phases').to_html()).locator('.tlm')
+    for prompt in (1, 5, T):
+        slide(card, 'Prompt', prompt)
+        passes = [prompt] + [1]*(T - prompt)
+        for step in {0, len(passes)//2, len(passes)-1}:
+            slide(card, 'Pass', step)
+            assert facts(card) == work(passes, step)
+            assert card.locator('.t.future').count() == T - sum(passes[:step+1])
+    slide(card, 'Prompt', 4); slide(card, 'Pass', 5)
+    assert card.locator('.t.redo').count() == 0 and 'come from the cache' in card.locator('.say').inner_text()
+    card.get_by_label('without a cache').check(); settle(card)
+    assert card.locator('.t.redo').count() == 8 and 'read once more' in card.locator('.say').inner_text()
+
+def test_play_goes_through_the_passes(show):
+    card = show(AttentionMap(small(), 'abcd', view='phases', prompt=2).to_html()).locator('.tlm')
+    card.get_by_role('button', name='play').click()
+    card.page.wait_for_function("() => document.querySelector('.tinylm-widget').shadowRoot.querySelector('.slide:nth-child(2) output').textContent === '3 of 3'")
+    card.get_by_role('button', name='play').wait_for()
+
+def test_chunks_are_rectangles(show):
+    chunks = [5, 1, 6, 2]
+    w = AttentionMap(small(), TEXT, chunks=chunks); card = show(w.to_html()).locator('.tlm')
+    check_map(card, _whole(w.maps))
+    choose(card, 'View', 'phases')
+    assert not card.get_by_label('Prompt').is_visible()
+    for step in range(4):
+        slide(card, 'Pass', step)
+        assert facts(card) == work(chunks, step)
+
+def test_256_tokens_are_drawn_not_built(show):
+    text = 'abc defgh\n'*25 + 'abcdef'
+    w = AttentionMap(small(block_size=256), text); page = show(w.to_html()); card = page.locator('.tlm')
+    for q, k in ((255, 3), (200, 100), (100, 0)):
+        cell(card, q, k, 256)
+        assert abs(weight(card) - w.maps[0][0, 0, q, k]) < 1e-4
+    assert page.evaluate("() => document.querySelector('.tinylm-widget').shadowRoot.querySelectorAll('*').length") < 1000
+
+# --- the timeline
+
+def lines(): return {'cached': timeline(16), 'naive': timeline(16, use_cache=False)}
+
+def check_timeline(card, data):
+    first = data['series'][0]; n = len(first['ms'])
+    plot = card.locator('svg.plot'); plot.scroll_into_view_if_needed(); box = plot.bounding_box(); band = (box['width'] - 74)/n
+    for i in (0, n//2, n-1):
+        card.page.mouse.move(box['x'] + 66 + (i + .5)*band, box['y'] + box['height']*.6); settle(card)
+        for s in data['series']:
+            token, time, size, flops, read = card.locator(f'tr[data-name="{s["name"]}"] td').all_inner_texts()[1:]
+            assert token == f'{s["tokens"][i]} ({i+1})' and abs(float(time.split()[0]) - s['ms'][i]) < 6e-4 and read == str(s['read'][i])
+            for shown, want in ((size, s['bytes'][i]), (flops, s['flops'][i])):
+                scale = next(v for k, v in {'kB': 1e3, 'MB': 1e6, 'thousand': 1e3, 'million': 1e6, 'billion': 1e9, '': 1}.items() if k in shown)
+                assert abs(float(shown.split()[0])*scale - want) < .006*want
+        assert card.locator('.t.now').inner_text() == first['tokens'][i]
+    card.page.mouse.move(1, 1); settle(card)
+
+def test_the_timeline_shows_time_cause_and_text(show):
+    w = DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd'); card = show(w.to_html()).locator('.tlm')
+    check_timeline(card, w.data)
+    card.locator('.t').nth(4 + 6).click(); card.page.mouse.move(1, 1); settle(card)                # four tokens of prompt, then the seventh new one
+    assert f'{w.data["series"][0]["ms"][6]:.3f} ms' in card.locator('tr[data-name="cached"]').inner_text()
+    card.locator('svg.plot').press('ArrowLeft'); settle(card)
+    assert f'{w.data["series"][0]["ms"][5]:.3f} ms' in card.locator('tr[data-name="cached"]').inner_text()
+
+def heights(card, chart, series):
+    settle(card)
+    all_ = card.locator(f'rect[data-series="{series}"]').evaluate_all("es => es.map(e => [+e.getAttribute('height'), +e.dataset.token])")
+    n = len(all_)//2
+    return [h for h, _ in all_[chart*n:(chart+1)*n]]
+
+@pytest.mark.parametrize('label, key', [('bytes moved', 'bytes'), ('FLOPs', 'flops'), ('tokens read', 'read')])
+def test_bars_are_as_high_as_what_they_mean(show, label, key):
+    w = DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd'); card = show(w.to_html()).locator('.tlm')
+    choose(card, 'Cause', label)
+    for i, s in enumerate(w.data['series']):
+        for chart, values in ((0, s['ms']), (1, s[key])):
+            got = heights(card, chart, i)
+            unit = got[values.index(max(values))]/max(values)
+            assert all(abs(h - max(1, unit*v)) < .02 for h, v in zip(got, values))                 # from zero, and no bar cut
+
+def test_a_logarithmic_axis_says_so(show):
+    w = DecodeTimeline(lines()); card = show(w.to_html()).locator('.tlm')
+    assert 'logarithmic axis' not in card.locator('svg.plot').inner_html()
+    choose(card, 'Time axis', 'logarithmic')
+    ms, got = w.data['series'][1]['ms'], heights(card, 0, 1)
+    assert 'it does not start at 0' in card.locator('svg.plot').inner_html()
+    low, high = ms.index(min(ms)), ms.index(max(ms))
+    for i, v in enumerate(ms): assert abs((got[i] - got[low])/(got[high] - got[low]) - math.log(v/ms[low])/math.log(ms[high]/ms[low])) < .02
+
+def test_the_cliff_stands_where_the_window_is_full(show):
+    card = show(DecodeTimeline(lines()).to_html()).locator('.tlm'); settle(card)                   # block_size 16, prompt 4: the 14th token needs position 17
+    x = float(card.locator('line.cliff').get_attribute('x1'))
+    left = {e['t']: e['x'] for e in card.locator('rect[data-series="0"]').evaluate_all("es => es.map(e => ({ t: +e.dataset.token, x: +e.getAttribute('x') }))")}
+    assert left[12] < x <= left[13]
+
+# --- the next token
+
+def check_probabilities(card, logits, **dials):
+    settle(card)
+    want, uncut = probabilities(logits, **dials), probabilities(logits, dials.get('temperature', 1))
+    for row in card.locator('li[data-id]').evaluate_all("es => es.map(e => [+e.dataset.id, +e.querySelector('output').textContent, e.className, e.querySelector('.why').textContent])"):
+        assert abs(row[1] - want[row[0]]) < 6e-5, (dials, row)
+        assert (row[2] == 'cut') == bool(row[3]), (dials, row)
+        if want[row[0]] > 0 or uncut[row[0]] > 0: assert (row[2] == 'cut') == bool(want[row[0]] == 0), (dials, row)     # else nobody sees a difference
+
+def test_dials_agree_with_the_library(show):
+    w = TokenProbabilities(small(), TEXT); card = show(w.to_html()).locator('.tlm')
+    check_probabilities(card, w.logits)
+    for t in (0, .05, .5, 1, 3):
+        slide(card, 'Temperature', t)
+        for k in (None, 1, 4):
+            slide(card, 'Top-k', 9 if k is None else k-1)
+            for p in (None, .05, .6, .95):
+                slide(card, 'Top-p', 1 if p is None else p)
+                check_probabilities(card, w.logits, temperature=t, top_k=k, top_p=p)
+
+def mulberry(seed, n):
+    "The n-th number of the page's generator, written down a second time."
+    M = 2**32; imul = lambda a, b: a*b % M
+    for i in range(1, n+1):
+        a = (seed + i*0x6d2b79f5) % M
+        t = imul(a ^ a >> 15, 1 | a); t = (t + imul(t ^ t >> 7, 61 | t)) % M ^ t
+    return (t ^ t >> 14)/M
+
+def test_draws_repeat_and_follow_the_distribution(show):
+    w = TokenProbabilities(small(), TEXT, temperature=2, seed=5); card = show(w.to_html()).locator('.tlm')
+    best, order = probabilities(w.logits, 2).sort(descending=True, stable=True)
+    for n in range(1, 6):
+        settle(card)
+        u = mulberry(5, n); want = order[int((best.cumsum(0) <= u).sum())]
+        assert card.locator('.say .hit').inner_text() == w.data['tokens'][want] and f'{u:.4f}' in card.locator('.say').inner_text()
+        assert card.locator('li.drawn').get_attribute('data-id') == str(want.item())
+        assert card.locator('.draws code').count() == n
+        card.get_by_role('button', name='draw').click()
+
+# --- strangers in the text
+
+@pytest.mark.parametrize('i', range(3))
+def test_tokens_run_nothing_and_are_shown(show, i):
+    page = show(widgets()[i].to_html()); card = page.locator('.tlm'); settle(card)
+    for view in ('all heads', 'phases', 'one head') if i == 0 else (): choose(card, 'View', view); settle(card)
+    card.locator('canvas, svg.plot, .scroll').first.hover(); settle(card)
+    assert page.evaluate("() => [window.hacked, document.querySelectorAll('script').length, document.querySelector('.tinylm-widget').shadowRoot.querySelectorAll('script, img').length]") == [None, 1, 0]
+    text = card.inner_text()
+    for token in EVIL: assert _label(token) in text, token
+
+# --- looks
+
+def contrast(page, pairs):
+    return page.evaluate("""pairs => { const c = document.querySelector('.tinylm-widget').shadowRoot.querySelector('.tlm'), s = getComputedStyle(c);
+        const rgb = v => { const d = document.createElement('i'); d.style.color = s.getPropertyValue(v); c.append(d); const m = getComputedStyle(d).color.match(/[\\d.]+/g).slice(0, 3).map(Number); d.remove(); return m; };
+        const lum = m => m.map(x => (x /= 255) <= .03928 ? x/12.92 : ((x + .055)/1.055)**2.4).reduce((a, x, i) => a + x*[.2126, .7152, .0722][i], 0);
+        return pairs.map(([a, b]) => { const [x, y] = [lum(rgb(a)), lum(rgb(b))].sort((p, q) => q - p); return (x + .05)/(y + .05); }); }""", pairs)
+
+@pytest.mark.parametrize('about, theme', [(dict(color_scheme='light'), 'light'), (dict(color_scheme='dark'), 'dark'), (dict(color_scheme='dark', body='class="quarto-light"'), 'light'),
+    (dict(body='class="quarto-dark"'), 'dark'), (dict(body='style="background: #222"'), 'dark'), (dict(body='data-jp-theme-light="false"'), 'dark')])
+def test_light_and_dark_are_those_of_the_page_and_readable(show, about, theme):
+    page = show(AttentionMap(small(), TEXT).to_html(), **about)
+    assert page.locator('.tlm').get_attribute('data-theme') == theme
+    text = contrast(page, [['--ink', '--surface'], ['--muted', '--surface'], ['--muted', '--soft'], ['--on', '--prefill']])
+    marks = contrast(page, [[f'--{c}', '--surface'] for c in ('prefill', 'decode', 'again', 'kept', 'focus')])
+    assert min(text) >= 4.5 and min(marks) >= 3
+
+def test_the_theme_follows_a_switch(show):
+    page = show(AttentionMap(small(), TEXT).to_html(), body='class="quarto-light"')
+    page.evaluate("() => { document.body.className = 'quarto-dark'; }")
+    page.locator('.tlm[data-theme=dark]').wait_for()
+
+@pytest.mark.parametrize('i', range(3))
+@pytest.mark.parametrize('width', [360, 900, 1280])
+def test_nothing_sticks_out(show, i, width):
+    w = [AttentionMap(small(), TEXT, view='phases'), DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd'), TokenProbabilities(small(), TEXT)][i]
+    page = show(w.to_html(), viewport={'width': width, 'height': 720}); settle(page.locator('.tlm'))
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+
+@pytest.mark.parametrize('i', range(3))
+def test_whatever_takes_the_focus_has_a_name(show, i):
+    page = show(widgets()[i].to_html()); settle(page.locator('.tlm'))
+    nameless = page.evaluate("""() => [...document.querySelector('.tinylm-widget').shadowRoot.querySelectorAll('input, button, [tabindex]')]
+        .filter(e => e.offsetParent !== null && !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.[0]?.textContent.trim())).map(e => e.outerHTML.slice(0, 80))""")
+    assert nameless == []
+
+def test_a_viewer_without_scripts_shows_the_picture(show):
+    page = show(AttentionMap(small(), TEXT).to_html(), script=False)
+    assert page.locator('img').is_visible() and page.locator('img').get_attribute('alt') == f'AttentionMap of {len(TEXT)} tokens (2 × 2 heads)'
+
+def test_two_widgets_share_a_page(show):
+    a, b = AttentionMap(small(), TEXT), AttentionMap(small(1), TEXT)
+    page = show(a.to_html() + b.to_html())
+    check_map(page.locator('.tlm').nth(1), _whole(b.maps))
+    assert page.locator('.tlm').first.get_by_role('group', name='Layer').get_by_label('0').is_checked()
+
+# --- in JupyterLab
+
+FOR = 'The "for" statement is used to iterate over the elements'
+
+def dark(page):
+    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+    page.locator('body[data-jp-theme-light=false]').wait_for(state='attached')
+
+def check_dark(card):
+    card.page.locator('.tlm[data-theme=dark]').first.wait_for()
+    for element, low, high in (('backgroundColor', 0, 64), ('color', 192, 255)): assert all(low <= n <= high for n in card.evaluate(f"e => getComputedStyle(e).{element}.match(/[0-9]+/g).slice(0, 3).map(Number)")), element
+
+def test_the_page_of_widgets_in_jupyterlab(open_notebook):
+    model = course_model()
+    nb = open_notebook('widgets.ipynb')
+    saved = nb.page.locator('.jp-OutputArea-output img')               # not trusted yet, so no script has run
+    assert nb.widgets().count() == 0 and saved.first.is_visible() and 'AttentionMap' in saved.first.get_attribute('alt')
+    nb.run_all()
+    cards = nb.widgets().all()
+    assert len(cards) == 6
+    one, heads, phases, chunked, clock, dials = cards
+    whole = _whole(AttentionMap(model, FOR).maps)
+    check_map(one, whole)
+    heads.get_by_role('button', name='enlarge layer 2, head 3').click()
+    cell(heads, 40, 12, 56); assert abs(weight(heads) - whole[2, 3, 40, 12]) < 1e-4
+    slide(phases, 'Prompt', 30); slide(phases, 'Pass', 9); assert facts(phases) == work([30] + [1]*26, 9)
+    phases.get_by_label('without a cache').check(); settle(phases); assert phases.locator('.t.redo').count() == 38
+    choose(chunked, 'View', 'phases'); slide(chunked, 'Pass', 2); assert facts(chunked) == work([24, 16, 10, 6], 2)
+    check_timeline(clock, json.loads(nb.python('import json; print(json.dumps(DecodeTimeline(lines, model.tokenizer, prompt).data))')))
+    slide(dials, 'Temperature', 1.5); slide(dials, 'Top-k', 7); slide(dials, 'Top-p', .8)
+    check_probabilities(dials, TokenProbabilities(model, 'The value of the ').logits, temperature=1.5, top_k=8, top_p=.8)
+    assert nb.page.locator('.jp-RenderedImage img').count() == 1      # the loss curve, replaced and not piled up
+    dark(nb.page); check_dark(one)
+    assert nb.page.bad == []
+
+def test_a_live_widget_talks_to_python(open_notebook, lab):
+    code = ['from tinylm.widgets import AttentionMap\nfrom tinylm.training import course_model\nlive = AttentionMap(course_model(), "The value of").widget()', 'live']
+    cells = [nbformat.v4.new_code_cell(c, id=f'cell{i}') for i, c in enumerate(code)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}), lab[1]/'live.ipynb')
+    nb = open_notebook('live.ipynb').run_all()
+    card = nb.widgets().first; card.wait_for()
+    choose(card, 'Layer', 2); choose(card, 'Head', 3); settle(card)
+    nb.page.wait_for_timeout(300)
+    assert nb.python('print(live.chosen["layer"], live.chosen["head"])') == '2 3'
+    nb.python('live.chosen = live.chosen | {"layer": 1, "head": 0, "query": 7, "key": 4}')
+    card.locator('.weight').wait_for(); nb.page.wait_for_timeout(300)
+    want = _whole(AttentionMap(course_model(), 'The value of').maps)
+    assert abs(weight(card) - want[1, 0, 7, 4]) < 1e-4
+    nb.python('live.chosen = live.chosen | {"query": 11, "key": None}')
+    card.locator('.weight').wait_for(state='detached')
+    check_map(card, want)
+    dark(nb.page); check_dark(card)
+    assert nb.page.bad == []
+
+LESSONS = {'01_attention': 1, '04_decode': 2, '05_kv_cache': 3}     # how many widgets; lesson 03 has a picture that grows, and trains for a minute
+
+@pytest.mark.parametrize('name', LESSONS)
+def test_lessons_with_a_widget_in_jupyterlab(open_notebook, name):
+    course_model()                                                     # in the cache folder before a kernel asks for it
+    nb = open_notebook(f'{name}.ipynb').run_all(); cards = nb.widgets().all()
+    assert len(cards) == LESSONS[name]
+    if name == '01_attention':
+        check_map(cards[0], torch.tensor(json.loads(nb.python('import json; print(json.dumps(torch.stack(list(maps.values()))[None].tolist()))'))))
+    if name == '04_decode':
+        dials, clock = cards
+        slide(dials, 'Temperature', .5); slide(dials, 'Top-k', 4); slide(dials, 'Top-p', 1)
+        check_probabilities(dials, TokenProbabilities(course_model(), 'The "').logits, temperature=.5, top_k=5)
+        for cause in ('bytes moved', 'tokens read', 'FLOPs'): choose(clock, 'Cause', cause); settle(clock)
+        assert clock.locator('rect[data-series="0"]').count() == 2*128
+    if name == '05_kv_cache':
+        phases, chunks, clock = cards
+        slide(phases, 'Prompt', 10); slide(phases, 'Pass', 20); assert facts(phases) == work([10] + [1]*46, 20)
+        phases.get_by_label('without a cache').check(); settle(phases); assert phases.locator('.t.redo').count() == 29
+        slide(chunks, 'Pass', 2); assert facts(chunks) == work([7, 1, 12, 18], 2)
+        check_timeline(clock, json.loads(nb.python('import json; print(json.dumps(DecodeTimeline(lines, model.tokenizer, model.tokenizer.decode(ctx[0])).data))')))
+    dark(nb.page); check_dark(cards[0])
+    assert nb.page.bad == []

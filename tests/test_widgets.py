@@ -1,0 +1,260 @@
+"The data of each widget is that of the tensors, and the page that carries it runs nothing but the drawing."
+import base64, json, re, shutil, struct, subprocess, sys
+
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinylm.attention import attention_weights, causal_mask
+from tinylm.cost import Ledger, Timeline
+from tinylm.data import CharTokenizer
+from tinylm.model import LanguageModel, LMConfig
+from tinylm.training import TrainConfig, train
+from tinylm.widgets import AttentionMap, DecodeTimeline, LiveTraining, TokenProbabilities, _label, _whole
+
+ALPHABET = 'abcdefgh \n'
+EVIL = ['</script><script>window.hacked=1</script>', '<img src=x onerror="window.hacked=1">', '"\'`${window.hacked=1}', '\u2028', '\u202e', '\u200f', '<!--', '👩\u200d💻', 'é', '\n', '&lt;b&gt;', '\\u003c']
+
+class Words:
+    "A tokenizer whose tokens are what somebody wants to smuggle in."
+    def encode(self, text): return [EVIL.index(w) for w in text.split('|')]
+    def decode(self, ids): return ''.join(EVIL[i] for i in ids)
+
+def small(seed=0, **shape):
+    torch.manual_seed(seed)
+    model = LanguageModel(LMConfig(**dict(dict(vocab_size=len(ALPHABET), block_size=16, n_layer=2, n_head=2, n_embd=16), **shape)), CharTokenizer(ALPHABET) if 'vocab_size' not in shape else None)
+    for p in model.parameters(): p.data.mul_(5)
+    return model
+
+def evil(): return small(vocab_size=len(EVIL))
+
+def by_hand(model, idx):
+    "(n_layer, H, T, T), block after block, without hooks."
+    with torch.no_grad():
+        x, out = model.tok_emb(idx) + model.pos_emb.weight[:idx.shape[1]], []
+        for block in model.blocks:
+            q, k, _ = block.attention.heads(block.norm1(x))
+            out.append(attention_weights(q, k)[0]); x = block(x)
+    return torch.stack(out)
+
+def shown_weights(widget):
+    "What the page can show: the triangle of each head, unpacked again."
+    d, T = widget.data, len(widget.data['tokens'])
+    values = torch.tensor(list(struct.unpack(f'<{d["n_layer"]*d["n_head"]*T*(T+1)//2}H', base64.b64decode(d['weights']))))/65535
+    out = torch.zeros(d['n_layer'], d['n_head'], T, T)
+    out[..., causal_mask(T)] = values.view(d['n_layer'], d['n_head'], -1).float()
+    return out
+
+def timeline(n=6, use_cache=True, prompt=4, **shape):
+    model = small(**shape)
+    return Timeline.record(model, torch.arange(prompt)[None] % 8, n, temperature=0, use_cache=use_cache)
+
+# --- attention
+
+@settings(max_examples=25, deadline=None)
+@given(st.text(ALPHABET, min_size=1, max_size=16), st.data())
+def test_the_map_shows_the_weights_of_the_model(text, data):
+    model, cuts = small(), sorted(data.draw(st.sets(st.integers(1, max(1, len(text)-1)), max_size=4)) - {len(text)})
+    chunks = [b - a for a, b in zip([0, *cuts], [*cuts, len(text)])]
+    want = by_hand(model, torch.tensor([model.tokenizer.encode(text)]))
+    for widget in (AttentionMap(model, text), AttentionMap(model, text, chunks=chunks)):
+        assert (_whole(widget.maps) - want).abs().max() < 1e-4
+        assert (shown_weights(widget) - want).abs().max() < 1e-4
+    assert [m.shape[-2:] for m in widget.maps] == [(n, sum(chunks[:i+1])) for i, n in enumerate(chunks)]
+    assert widget.data['passes'] == chunks
+
+def test_looking_changes_nothing():
+    model = small(dropout=.5).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    a, b = (AttentionMap(model, 'abc abc', chunks=[4, 3]) for _ in range(2))
+    assert a.data == b.data                                           # no dropout while looking
+    assert model.training and all(m.training for m in model.modules())
+    assert not any(b._forward_pre_hooks or b._forward_hooks for b in model.blocks)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and all(p.grad is None for p in model.parameters())
+
+def test_one_pass_per_chunk_and_no_other():
+    model, calls = small(), []
+    model.blocks[0].register_forward_hook(lambda m, i, o: calls.append(o.shape[1]))
+    AttentionMap(model, 'abcdefgh', chunks=[5, 2, 1])
+    assert calls == [5, 2, 1]
+
+def test_hooks_go_away_after_an_error():
+    model = small()
+    model.norm.register_forward_hook(lambda *_: 1/0)
+    with pytest.raises(ZeroDivisionError): AttentionMap(model, 'abc')
+    assert not any(b._forward_pre_hooks for b in model.blocks)
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 12), st.integers(0, 99))
+def test_weights_from_elsewhere(L, H, T, seed):
+    q, k = torch.randn(2, L, H, T, 4, generator=torch.Generator().manual_seed(seed))
+    w = AttentionMap.from_weights(attention_weights(q, k), 'x'*T, view='heads', head=H-1)
+    assert (shown_weights(w) - attention_weights(q, k)).abs().max() < 1e-5 and w.data['tokens'] == ['x']*T and w.chosen['head'] == H-1
+
+def test_256_tokens_stay_small():
+    model = small(block_size=256)
+    assert len(json.dumps(AttentionMap(model, 'abcdefgh'*32).data)) < 2*2*2*4/3*256*257/2 + 10_000
+
+# --- timeline
+
+def test_the_timeline_shows_what_was_recorded():
+    lines = {'cached': timeline(16), 'naive': timeline(16, use_cache=False)}
+    d = DecodeTimeline(lines, CharTokenizer(ALPHABET), 'abcd').data
+    for s, line in zip(d['series'], lines.values()):
+        assert s['ms'] == [1e3*t for t in line.seconds] and s['bytes'] == [c.n_bytes for c in line.costs] and s['flops'] == [c.flops for c in line.costs]
+        assert s['tokens'] == [_label(CharTokenizer(ALPHABET).decode([t])) for t in line.tokens]
+    cached, naive = d['series']
+    assert cached['read'] == [4] + [1]*12 + [16]*3 and cached['again'] == [False]*13 + [True]*3       # position 17 does not fit
+    assert naive['read'] == [min(16, 4+i) for i in range(16)] and naive['again'] == [False] + [True]*15
+    assert d['prompt'] == list('abcd')
+
+def test_tokens_read_are_left_out_where_the_costs_do_not_say():
+    assert DecodeTimeline(timeline(4, use_cache=False, prompt=16)).data['series'][0]['read'] is None       # every pass read a full window
+    bare = Timeline([.1, .2], [Ledger(flops=3, weight_bytes=4)]*2, [1, 2])
+    s = DecodeTimeline(bare).data['series'][0]
+    assert s['read'] is None and s['again'] == [False, False] and s['tokens'] == ['1', '2']
+
+# --- next token
+
+def test_the_logits_are_those_of_the_last_position():
+    model, text = small(), 'abcdefgh'*3
+    w = TokenProbabilities(model, text)
+    with torch.no_grad(): want = model.prefill(torch.tensor([model.tokenizer.encode(text)[-16:]]))[0][0, -1]
+    assert torch.allclose(w.logits, want, atol=1e-5) and model.training
+    got = struct.unpack(f'<{len(want)}f', base64.b64decode(w.data['logits']))
+    assert torch.equal(torch.tensor(got), w.logits)
+
+# --- tokens are data
+
+def test_labels_make_every_sign_visible():
+    assert [_label(t) for t in (' ', '\n', '\t', 'a b', '\u200f', '\u2028', '\x00', '\u00a0', '\u0301', '<b>', '👩\u200d💻')] == \
+        ['␣', '⏎', '⇥', 'a␣b', 'U+200F', 'U+2028', 'U+0000', 'U+00A0', '◌\u0301', '<b>', '👩\u200d💻']
+
+def widgets():
+    model = evil()
+    line = Timeline([.1]*len(EVIL), [Ledger(1, 2, 3, 4)]*len(EVIL), list(range(len(EVIL))))
+    return [AttentionMap(model, '|'.join(EVIL), Words()), DecodeTimeline({EVIL[0]: line}, Words(), EVIL[0]), TokenProbabilities(model, EVIL[0], Words())]
+
+@pytest.mark.parametrize('i', range(3))
+def test_the_page_holds_one_script_and_no_markup_of_tokens(i):
+    html = widgets()[i].to_html()
+    assert html.isascii() and html.count('<script') == html.count('</script') == 1 and html.rstrip().endswith('</script>')
+    assert '<!--' not in html and 'onerror="' not in html
+    values = re.search(r'state = (\{.*\});$', html, re.M)[1]
+    assert json.loads(values)['data'] == json.loads(json.dumps(widgets()[i].data))            # escapes are undone by the reader, nothing is lost
+
+def test_the_drawing_asks_for_nothing_and_writes_no_markup():
+    source = (ROOT/'tinylm'/'static'/'widgets.js').read_text(encoding='utf-8')
+    assert set(re.findall(r'https?:\S+', source)) == {"http://www.w3.org/2000/svg';"}
+    for word in ('fetch(', 'XMLHttpRequest', 'import ', 'import(', 'innerHTML', 'outerHTML', 'insertAdjacentHTML', 'document.write', 'eval(', 'new Function', '</', '<!--', '```'): assert word not in source, word
+
+# --- ways to show it
+
+def test_every_widget_brings_a_page_a_picture_and_a_line():
+    for w in widgets():
+        bundle = w._repr_mimebundle_()
+        assert bundle.keys() == {'text/html', 'image/png', 'text/plain'} and bundle['text/plain'] == repr(w)
+        assert base64.b64decode(bundle['image/png']).startswith(b'\x89PNG') and bundle['image/png'] in bundle['text/html']
+
+def test_the_same_widget_gives_the_same_bytes():
+    model = small()
+    for view in ('head', 'heads', 'phases'): assert AttentionMap(model, 'abc', view=view)._repr_mimebundle_() == AttentionMap(model, 'abc', view=view)._repr_mimebundle_()
+
+def test_the_live_widget_has_traits_and_the_picture():
+    pytest.importorskip('anywidget')
+    for w in widgets():
+        live = w.widget()
+        assert live.data == w.data and live.chosen == w.chosen and {'data', 'chosen'} <= set(live.keys)
+        bundle, _ = live._repr_mimebundle_()
+        assert bundle['application/vnd.jupyter.widget-view+json']['model_id'] == live.model_id and bundle['image/png'] and bundle['text/plain'] == repr(w)
+
+def run_without(modules, code):
+    done = subprocess.run([sys.executable, '-c', f'import sys\nfor m in {modules}: sys.modules[m] = None\n{code}'], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+def test_without_notebook_tools_there_is_still_a_page():
+    code = '''
+from tinylm.widgets import AttentionMap, LiveTraining
+from tinylm.model import LanguageModel, LMConfig
+from tinylm.data import CharTokenizer
+w = AttentionMap(LanguageModel(LMConfig(vocab_size=3)), 'abc', CharTokenizer('abc'))
+assert '<script>' in w.to_html() and 'AttentionMap of 3 tokens' in w.to_html() and 'image/png' not in w._repr_mimebundle_()
+for f in (w.widget, lambda: LiveTraining(1)._show({})):
+    try: f()
+    except ImportError as e: print(e)'''
+    lines = run_without(['anywidget', 'traitlets', 'ipywidgets', 'IPython', 'matplotlib'], code).splitlines()
+    assert len(lines) == 2 and 'pip install anywidget' in lines[0] and 'IPython' in lines[1]
+
+def test_the_drawing_is_packaged(tmp_path):
+    for name in ('setup.py', 'settings.ini', 'README.md', 'pyproject.toml'): shutil.copy(ROOT/name, tmp_path)
+    shutil.copytree(ROOT/'tinylm', tmp_path/'tinylm')
+    subprocess.run([sys.executable, 'setup.py', '-q', 'build_py', '-d', 'out'], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path/'out'/'tinylm'/'static'/'widgets.js').exists()
+
+# --- training
+
+class Output:
+    def __init__(self): self.shown = []
+    def update(self, bundle, raw): self.shown.append(bundle)
+
+def test_live_training_leaves_one_output_with_the_last_step(monkeypatch):
+    import IPython.display
+    outputs = []
+    def display(bundle, raw, display_id): outputs.append(Output()); outputs[-1].update(bundle, raw); return outputs[-1]
+    monkeypatch.setattr(IPython.display, 'display', display)
+    model, ids = small(), torch.arange(200) % 10
+    live = LiveTraining(12, every=0)
+    history = train(model, ids, ids, TrainConfig(steps=12, eval_every=4, eval_windows=2), callback=live)
+    assert len(outputs) == 1 and len(outputs[0].shown) == 12
+    last = outputs[0].shown[-1]
+    assert last['text/plain'] == f'step 12 of 12, loss {history[-1]["loss"]:.3f}' and base64.b64decode(last['image/png']).startswith(b'\x89PNG')
+    assert list(live.losses) == list(range(1, 13)) and live.losses[12] == history[-1]['loss']
+
+# --- bad input: one line that names the value
+
+line = timeline(4)
+BAD = {
+    'no model': (lambda: AttentionMap('model', 'a'), 'model is str'),
+    'no tokenizer': (lambda: AttentionMap(evil(), 'a'), 'has no tokenizer'),
+    'empty': (lambda: AttentionMap(small(), ''), "text is ''"),
+    'no text': (lambda: AttentionMap(small(), None), 'text is None'),
+    'unknown': (lambda: AttentionMap(small(), 'abcz'), "'z' at position 3"),
+    'of another vocabulary': (lambda: AttentionMap(small(vocab_size=5), 'hh', CharTokenizer(ALPHABET)), 'token id 9: expected 0 to 4'),
+    'long': (lambda: AttentionMap(small(), 'a'*17), 'text has 17 tokens: expected at most block_size 16'),
+    'chunks': (lambda: AttentionMap(small(), 'abcd', chunks=[2, 1]), 'add up to 4'),
+    'no chunks': (lambda: AttentionMap(small(), 'abcd', chunks=[]), 'add up to 4'),
+    'chunks of zero': (lambda: AttentionMap(small(), 'abcd', chunks=[0, 4]), 'at least 1'),
+    'view': (lambda: AttentionMap(small(), 'a', view='neuron'), "view is 'neuron': expected one of head, heads, phases"),
+    'layer': (lambda: AttentionMap(small(), 'a', layer=2), 'layer is 2: expected a whole number from 0 to 1'),
+    'head': (lambda: AttentionMap(small(), 'a', head=-1), 'head is -1'),
+    'prompt': (lambda: AttentionMap(small(), 'abc', prompt=4), 'prompt is 4: expected a whole number from 1 to 3'),
+    'weights of another text': (lambda: AttentionMap.from_weights(torch.eye(3)[None, None], 'ab'), 'weights have shape (1, 1, 3, 3): expected (n_layer, H, 2, 2)'),
+    'weights of the future': (lambda: AttentionMap.from_weights(torch.ones(1, 1, 2, 2)/2, 'ab'), 'zero for the future'),
+    'weights that are none': (lambda: AttentionMap.from_weights(torch.eye(2)[None, None]*2, 'ab'), 'expected numbers from 0 to 1'),
+    'weights without text': (lambda: AttentionMap.from_weights(torch.eye(2)[None, None], ''), "text is ''"),
+    'no timeline': (lambda: DecodeTimeline([1., 2.]), "timeline 'decode' is list"),
+    'one of them none': (lambda: DecodeTimeline({'a': line, 'b': None}), "timeline 'b' is NoneType"),
+    'no timelines': (lambda: DecodeTimeline({}), 'empty dict'),
+    'uneven timeline': (lambda: DecodeTimeline(Timeline([.1], [], [1])), '1 times, 0 costs and 1 tokens'),
+    'timeline without a clock': (lambda: DecodeTimeline(Timeline([0.], [Ledger(1, 1, 1, 1)], [1])), 'holds 0.0 seconds'),
+    'cause': (lambda: DecodeTimeline(line, cause='luck'), "cause is 'luck'"),
+    'cause that is not there': (lambda: DecodeTimeline(Timeline([.1], [Ledger(1, 1)], [1]), cause='read'), "cause is 'read'"),
+    'scale': (lambda: DecodeTimeline(line, scale='root'), "scale is 'root'"),
+    'timeline prompt': (lambda: DecodeTimeline(line, prompt=3), 'prompt is 3'),
+    'temperature': (lambda: TokenProbabilities(small(), 'a', temperature=3.5), 'temperature is 3.5: expected a number from 0 to 3'),
+    'nan': (lambda: TokenProbabilities(small(), 'a', temperature=float('nan')), 'temperature is nan'),
+    'top_k': (lambda: TokenProbabilities(small(), 'a', top_k=0), 'top_k is 0'),
+    'top_p': (lambda: TokenProbabilities(small(), 'a', top_p=1.5), 'top_p is 1.5'),
+    'seed': (lambda: TokenProbabilities(small(), 'a', seed=-1), 'seed is -1'),
+    'steps': (lambda: LiveTraining(0), 'steps is 0'),
+    'every': (lambda: LiveTraining(5, every=-1), 'every is -1'),
+}
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_input_gets_one_line(name):
+    make, says = BAD[name]
+    with pytest.raises(ValueError) as e: make()
+    assert says in str(e.value) and '\n' not in str(e.value)
