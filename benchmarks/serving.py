@@ -20,7 +20,7 @@ from tinylm.bench import SIZES
 from tinylm.serving import Engine, Request
 
 MIXES = {   # prompt lengths, new tokens
-    'equal': lambda n, g: ([32]*n, [96]*n),
+    'equal': lambda n, g: ([16]*n, [128]*n),
     'uneven': lambda n, g: (torch.randint(8, 57, (n,), generator=g).tolist(), torch.randint(16, 129, (n,), generator=g).tolist()),
     'long prompts': lambda n, g: (torch.randint(128, 193, (n,), generator=g).tolist(), torch.randint(8, 25, (n,), generator=g).tolist()),
 }

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from tinylm import LanguageModel, LMConfig, phase_gap, phase_invariant
-from tinylm.serving import Engine, PagedKVCache, Request, Scheduler, first_come, pack_weights, shortest_first, use_packed
+from tinylm.attention import ATTENTION
+from tinylm.serving import Engine, PagedKVCache, Request, Scheduler, first_come, pack_weights, shortest_first
 
 quick = settings(deadline=None, max_examples=40)
 V = 11
@@ -240,10 +241,21 @@ def test_an_engine_notices_other_weights():
 def test_packed_products_are_products():
     model = small_model(n_embd=16)
     x = torch.randint(V, (3, 7), generator=seeded(1))
-    with torch.inference_mode():
-        plain = model(x)[0]
-        with use_packed(pack_weights(model)): assert torch.allclose(model(x)[0], plain, atol=1e-5)
-    assert pack_weights(small_model().bfloat16()) == {}
+    with torch.inference_mode(): assert torch.allclose(pack_weights(model)(x)[0], model(x)[0], atol=1e-4, rtol=1e-4)
+    assert sum(callable(m) and not isinstance(m, torch.nn.Module) for b in pack_weights(model).blocks for part in (b.attention, b.mlp) for m in (vars(part).get(n) for n in ('qkv', 'proj', 'up', 'down'))) == 8*torch.backends.mkldnn.is_available()
+    assert torch.equal(pack_weights(small_model().bfloat16())(x)[0], small_model().bfloat16()(x)[0])
+
+def test_a_hook_on_the_model_still_fires():
+    model, seen = small_model(), []
+    model.blocks[0].attention.qkv.register_forward_hook(lambda *_: seen.append(1))
+    out = Engine(model).generate([Request(prompt(4), 6, temperature=0)])
+    assert len(seen) == 6 and out[0].tolist() == solo(small_model(), Request(prompt(4), 6, temperature=0))
+
+@pytest.mark.parametrize('name', sorted(ATTENTION))
+def test_every_kind_of_attention_serves(name):
+    model = small_model(attention=name)
+    requests = [Request(prompt(n), 6, temperature=0) for n in (9, 3, 14)]
+    assert [t.tolist() for t in Engine(model, slots=2, budget=5, size=3).generate(requests)] == [solo(MODEL, r) for r in requests]
 
 def test_bfloat16_serves_too():
     model = small_model().bfloat16()
