@@ -322,3 +322,17 @@ def test_first_come_is_never_made_to_wait_by_those_behind():
     assert jobs[0].preempted == 0 and sum(j.preempted for j in jobs) > 1
     started = [j.at['started'][0] for j in jobs]
     assert started == sorted(started) and started[3] > 0           # the short ones would have fitted beside the long one that waits
+
+@pytest.mark.parametrize('place', ['_draw', '_read'])
+def test_an_interrupted_step_is_done_again(monkeypatch, place):
+    engine = Engine(MODEL, slots=3, budget=5, size=2)
+    jobs = [engine.add(Request(prompt(n), 5, temperature=0)) for n in (2, 9, 4)]
+    hits = 0
+    for n in range(60):
+        with monkeypatch.context() as m:
+            if n%3 == 1: m.setattr(Engine, place, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+            try: engine.step()
+            except KeyboardInterrupt: hits += 1
+        check_books(engine)
+    assert hits > 2 and [j.ids for j in jobs] == [solo(MODEL, j.request) for j in jobs]
+    check_empty(engine)

@@ -448,10 +448,14 @@ def _read(self:Engine, plan, packed):
     new = [job.text[len(job.row.ids):][:n] for job, n in plan]
     ready = [job.behind == n for job, n in plan]
     idx = torch.tensor([sum(new, [])] if packed else new, device=self.model.tok_emb.weight.device)
-    hidden = self.packed.hidden(idx, self.cache.view([job.row for job in jobs], counts if packed else None)).flatten(0, 1)
-    writers = [job for job, r in zip(jobs, ready) if r]
-    last = torch.tensor(counts).cumsum(0)[torch.tensor(ready)] - 1
-    return list(zip(writers, self._draw(writers, self.packed.logits(hidden[last])))) if writers else []
+    rows, writers = [job.row for job in jobs], [job for job, r in zip(jobs, ready) if r]
+    held, last = [len(row.ids) for row in rows], torch.tensor(counts).cumsum(0)[torch.tensor(ready)] - 1
+    try:
+        hidden = self.packed.hidden(idx, self.cache.view(rows, counts if packed else None)).flatten(0, 1)
+        return list(zip(writers, self._draw(writers, self.packed.logits(hidden[last])))) if writers else []
+    except BaseException:                              # Ctrl-C, say: what was read without an answer is read again
+        for row, n in zip(rows, held): del row.ids[n:]
+        raise
 
 # %% ../nbs/09_batching.ipynb #ec8a6da4
 @patch
