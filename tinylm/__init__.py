@@ -16,11 +16,12 @@ from .cache import *
 from .cost import *
 from .tiled import *
 from .speculative import *
+from .serving import *
 from .bench import *
 from .widgets import *
 
 # %% ../nbs/index.ipynb #b25b4e81
-from . import attention, bench, cache, cost, data, decoding, model, speculative, tiled, training, widgets
+from . import attention, bench, cache, cost, data, decoding, model, serving, speculative, tiled, training, widgets
 
 # %% ../nbs/index.ipynb #cdc56615
-__all__ = [*data.__all__, *attention.__all__, *model.__all__, *training.__all__, *decoding.__all__, *cache.__all__, *cost.__all__, *tiled.__all__, *speculative.__all__, *bench.__all__, *widgets.__all__]
+__all__ = [*data.__all__, *attention.__all__, *model.__all__, *training.__all__, *decoding.__all__, *cache.__all__, *cost.__all__, *tiled.__all__, *speculative.__all__, *serving.__all__, *bench.__all__, *widgets.__all__]
