@@ -200,7 +200,7 @@ def pack_weights(
     bare, weight = model.bare(), model.tok_emb.weight
     if weight.dtype != torch.float32 or not weight.is_cpu or not torch.backends.mkldnn.is_available(): return bare
     for part in [p for block in bare.blocks for p in (block.attention, block.mlp)]:
-        part.__dict__.update({name: _packed_forward(m) for name, m in vars(part).items() if isinstance(m, Linear) and not _is_watched(m.hooked)})
+        part.__dict__.update({name: _packed_forward(m) for name, m in vars(part).items() if isinstance(m, Linear) and not _is_watched(m._original)})
     return bare
 
 def _version(weights): return [0 if w.is_inference() else w._version for w in weights]
