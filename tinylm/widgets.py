@@ -156,7 +156,7 @@ def _check_whole(name, n, low, high):
     if not isinstance(n, int) or isinstance(n, bool) or not low <= n <= high: raise ValueError(f'{name} is {n!r}: expected a whole number from {low} to {high}')
 
 def _check_one_of(name, value, names):
-    if value not in names: raise ValueError(f'{name} is {value!r}: expected one of {", ".join(names)}')
+    if value not in names: raise ValueError(f'{name} is {value!r}: expected one of {", ".join(map(str, names))}')
 
 def _choices(L, H, T, view='head', layer=0, head=0, prompt=None):
     "What the page shows first."
