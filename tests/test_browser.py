@@ -8,13 +8,13 @@ from browser import CHROME, HOW, browser, lab, open_notebook, show
 
 if not CHROME: pytest.skip(HOW, allow_module_level=True)
 pytest.importorskip('playwright')
-from test_widgets import EVIL, small, timeline, widgets
+from test_widgets import EVIL, batches, small, timeline, widgets
 
 from tinylm.cost import Ledger, Timeline
 from tinylm.data import CharTokenizer
 from tinylm.decoding import probabilities
 from tinylm.training import course_model
-from tinylm.widgets import AttentionMap, DecodeTimeline, TokenProbabilities, _label, _whole
+from tinylm.widgets import AttentionMap, BatchTimeline, DecodeTimeline, TokenProbabilities, _label, _whole
 
 TEXT = 'a bad cafe\nabc'
 
@@ -204,6 +204,68 @@ def test_the_cliff_stands_where_the_window_is_full(show):
     left = {e['t']: e['x'] for e in card.locator('rect[data-series="0"]').evaluate_all("es => es.map(e => ({ t: +e.dataset.token, x: +e.getAttribute('x') }))")}
     assert left[12] < x <= left[13]
 
+# --- batches
+
+PHASES = {'read': 'prefill', 'write': 'decode'}
+
+def check_batches(card, records, shown=str):
+    "Every chart at several steps, place by place, against the record."
+    for i in sorted({0, 1, 4, max(len(r['steps']) for r in records.values()) - 1}):
+        slide(card, 'Step', i)
+        for chart, record in zip(card.locator('.batch').all(), records.values()):
+            if i >= len(record['steps']): assert 'done after' in chart.locator('.note').inner_text(); continue
+            step = record['steps'][i]; jobs = {j['slot']: j for j in step['jobs']}
+            for slot in range(record['slots']):
+                want, got = jobs.get(slot), chart.locator(f'tr[data-slot="{slot}"] td').all_inner_texts()
+                assert got == ([str(want['request']), PHASES[want['phase']], str(want['tokens']), '–' if want['wrote'] is None else shown(want['wrote'])] if want else ['–']*4)
+            wrote = sum(j['wrote'] is not None for j in step['jobs'])
+            facts = dict(read=sum(j['tokens'] for j in step['jobs']), written=wrote, waiting=', '.join(map(str, step['waiting'])) or 'nobody', free=step['free'], passes=step['passes'], ms=f'{1e3*step["seconds"]:.2f} ms')
+            assert {f.get_attribute('data-fact'): f.inner_text() for f in chart.locator('[data-fact]').all()} == {k: str(v) for k, v in facts.items()}
+
+def steps_of(record, r): return [(i + 1, j) for i, s in enumerate(record['steps']) for j in s['jobs'] if j['request'] == r]
+
+def check_request(card, records, r):
+    "The request is bright in all charts, all others are pale, and the table says when it worked."
+    settle(card)
+    for chart, way, record in zip(card.locator('.batch').all(), card.locator('tr[data-way]').all(), records.values()):
+        mine = steps_of(record, r); wrote = [i for i, j in mine if j['wrote'] is not None]
+        bright = chart.locator('rect[data-request]:not(.dim)').evaluate_all("es => es.map(e => [+e.dataset.request, +e.dataset.step + 1])")
+        assert sorted(bright) == [[r, i] for i, _ in mine]
+        assert way.locator('td').all_inner_texts()[1:] == [str(n) for n in (mine[0][0], wrote[0], wrote[-1], len(mine))]
+
+def test_every_step_of_a_batch_is_that_of_the_record(show):
+    records = batches(); check_batches(show(BatchTimeline(records).to_html()).locator('.tlm'), records)
+
+def test_a_bar_for_each_job_in_the_colour_of_its_phase(show):
+    records = batches(); card = show(BatchTimeline(records).to_html()).locator('.tlm'); settle(card)
+    unit = {}
+    for chart, record in zip(card.locator('.batch').all(), records.values()):
+        got = chart.locator('rect[data-request]').evaluate_all("es => es.map(e => [+e.dataset.step, +e.dataset.request, e.classList.contains('prefill') ? 'read' : 'write', +e.getAttribute('x')])")
+        assert sorted(g[:3] for g in got) == sorted([i, j['request'], j['phase']] for i, s in enumerate(record['steps']) for j in s['jobs'])
+        for i, _, _, x in got: assert abs(unit.setdefault(i, x) - x) < .01                       # one axis for all
+        idle = sum(record['slots'] - len(s['jobs']) for s in record['steps'])
+        assert f'{idle} of {record["slots"]*len(record["steps"])} places without work' in chart.locator('.head').inner_text()
+
+def test_a_request_is_followed_through_all_charts(show):
+    records = batches(); card = show(BatchTimeline(records).to_html()).locator('.tlm'); settle(card)
+    assert card.locator('.dim').count() == 0
+    bar = card.locator('rect[data-request="3"]').first; bar.hover(); check_request(card, records, 3)
+    card.page.mouse.move(1, 1); settle(card); assert card.locator('.dim').count() == 0
+    bar.click(); card.page.mouse.move(1, 1); check_request(card, records, 3)
+    i, job = steps_of(records['chunks'], 3)[0]
+    assert card.locator('.slide output').inner_text().startswith(f'{i} of ')
+    plot = card.locator('svg.plot').nth(1); plot.press('ArrowDown'); check_request(card, records, 4)
+    plot.press('ArrowRight'); settle(card); assert card.locator('.slide output').inner_text().startswith(f'{i+1} of ') and f'step {i+1}' in plot.get_attribute('aria-label')
+    plot.press('Escape'); settle(card); assert card.locator('.dim').count() == 0
+
+def test_play_goes_through_the_steps_of_all_charts(show):
+    records = batches(); n = max(len(r['steps']) for r in records.values())
+    card = show(BatchTimeline(records, step=n-3).to_html()).locator('.tlm')
+    card.get_by_role('button', name='play').click()
+    card.page.wait_for_function(f"() => document.querySelector('.tinylm-widget').shadowRoot.querySelector('.slide output').textContent === '{n} of {n}'")
+    card.get_by_role('button', name='play').wait_for()
+    assert len(set(card.locator('.headline').evaluate_all("es => es.map(e => e.getAttribute('x'))"))) == 1
+
 # --- the next token
 
 def check_probabilities(card, logits, **dials):
@@ -246,12 +308,15 @@ def test_draws_repeat_and_follow_the_distribution(show):
 
 # --- strangers in the text
 
-@pytest.mark.parametrize('i', range(3))
+@pytest.mark.parametrize('i', range(4))
 def test_tokens_run_nothing_and_are_shown(show, i):
     page = show(widgets()[i].to_html()); card = page.locator('.tlm'); settle(card)
     for view in ('all heads', 'phases', 'one head') if i == 0 else (): choose(card, 'View', view); settle(card)
     card.locator('canvas, svg.plot, .scroll').first.hover(); settle(card)
+    if i == 3:
+        for step in range(len(EVIL)): slide(card, 'Step', step); assert card.locator('tr[data-slot="0"] code').first.inner_text() == _label(EVIL[step])
     assert page.evaluate("() => [window.hacked, document.querySelectorAll('script').length, document.querySelector('.tinylm-widget').shadowRoot.querySelectorAll('script, img').length]") == [None, 1, 0]
+    if i == 3: assert card.locator('.batch .head b').all_text_contents() == EVIL; return
     text = card.inner_text()
     for token in EVIL: assert _label(token) in text, token
 
@@ -277,14 +342,14 @@ def test_the_theme_follows_a_switch(show):
     page.evaluate("() => { document.body.className = 'quarto-dark'; }")
     page.locator('.tlm[data-theme=dark]').wait_for()
 
-@pytest.mark.parametrize('i', range(3))
+@pytest.mark.parametrize('i', range(4))
 @pytest.mark.parametrize('width', [360, 900, 1280])
 def test_nothing_sticks_out(show, i, width):
-    w = [AttentionMap(small(), TEXT, view='phases'), DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd'), TokenProbabilities(small(), TEXT)][i]
+    w = [AttentionMap(small(), TEXT, view='phases'), DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd'), TokenProbabilities(small(), TEXT), BatchTimeline(batches())][i]
     page = show(w.to_html(), viewport={'width': width, 'height': 720}); settle(page.locator('.tlm'))
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
 
-@pytest.mark.parametrize('i', range(3))
+@pytest.mark.parametrize('i', range(4))
 def test_whatever_takes_the_focus_has_a_name(show, i):
     page = show(widgets()[i].to_html()); settle(page.locator('.tlm'))
     nameless = page.evaluate("""() => [...document.querySelector('.tinylm-widget').shadowRoot.querySelectorAll('input, button, [tabindex]')]
@@ -320,8 +385,8 @@ def test_the_page_of_widgets_in_jupyterlab(open_notebook):
     assert nb.widgets().count() == 0 and saved.first.is_visible() and 'AttentionMap' in saved.first.get_attribute('alt')
     nb.run_all()
     cards = nb.widgets().all()
-    assert len(cards) == 6
-    one, heads, phases, chunked, clock, dials = cards
+    assert len(cards) == 7
+    one, heads, phases, chunked, clock, batch, dials = cards
     whole = _whole(AttentionMap(model, FOR).maps)
     check_map(one, whole)
     heads.get_by_role('button', name='enlarge layer 2, head 3').click()
@@ -330,6 +395,7 @@ def test_the_page_of_widgets_in_jupyterlab(open_notebook):
     phases.get_by_label('without a cache').check(); settle(phases); assert phases.locator('.t.redo').count() == 38
     choose(chunked, 'View', 'phases'); slide(chunked, 'Pass', 2); assert facts(chunked) == work([24, 16, 10, 6], 2)
     check_timeline(clock, json.loads(nb.python('import json; print(json.dumps(DecodeTimeline(lines, model.tokenizer, prompt).data))')))
+    check_batches(batch, json.loads(nb.python('import json; print(json.dumps(records))')), lambda t: _label(model.tokenizer.decode([t])))
     slide(dials, 'Temperature', 1.5); slide(dials, 'Top-k', 7); slide(dials, 'Top-p', .8)
     check_probabilities(dials, TokenProbabilities(model, 'The value of the ').logits, temperature=1.5, top_k=8, top_p=.8)
     assert nb.page.locator('.jp-RenderedImage img').count() == 1      # the loss curve, replaced and not piled up
@@ -355,7 +421,7 @@ def test_a_live_widget_talks_to_python(open_notebook, lab):
     dark(nb.page); check_dark(card)
     assert nb.page.bad == []
 
-LESSONS = {'01_attention': 1, '04_decode': 2, '05_kv_cache': 3}     # how many widgets; lesson 03 has a picture that grows, and trains for a minute
+LESSONS = {'01_attention': 1, '04_decode': 2, '05_kv_cache': 3, '09_batching': 1}     # how many widgets; lesson 03 has a picture that grows, and trains for a minute
 
 @pytest.mark.parametrize('name', LESSONS)
 def test_lessons_with_a_widget_in_jupyterlab(open_notebook, name):
@@ -376,5 +442,9 @@ def test_lessons_with_a_widget_in_jupyterlab(open_notebook, name):
         phases.get_by_label('without a cache').check(); settle(phases); assert phases.locator('.t.redo').count() == 29
         slide(chunks, 'Pass', 2); assert facts(chunks) == work([7, 1, 12, 18], 2)
         check_timeline(clock, json.loads(nb.python('import json; print(json.dumps(DecodeTimeline(lines, model.tokenizer, model.tokenizer.decode(ctx[0])).data))')))
+    if name == '09_batching':
+        records = json.loads(nb.python('import json; print(json.dumps({name: e.record() for name, e in engines.items()}))'))
+        check_batches(cards[0], records, lambda t: _label(course_model().tokenizer.decode([t])))
+        cards[0].locator('svg.plot').first.press('ArrowDown'); check_request(cards[0], records, 0)
     dark(nb.page); check_dark(cards[0])
     assert nb.page.bad == []

@@ -12,8 +12,9 @@ from tinylm.attention import attention_weights, causal_mask
 from tinylm.cost import Ledger, Timeline
 from tinylm.data import CharTokenizer
 from tinylm.model import LanguageModel, LMConfig
+from tinylm.serving import Engine, Request
 from tinylm.training import TrainConfig, train
-from tinylm.widgets import AttentionMap, DecodeTimeline, LiveTraining, TokenProbabilities, _ascii, _drawing, _label, _whole
+from tinylm.widgets import AttentionMap, BatchTimeline, DecodeTimeline, LiveTraining, TokenProbabilities, _ascii, _drawing, _label, _whole
 
 ALPHABET = 'abcdefgh \n'
 EVIL = ['</script><script>window.hacked=1</script>', '<img src=x onerror="window.hacked=1">', '"\'`${window.hacked=1}', '\u2028', '\u202e', '\u200f', '<!--', '👩\u200d💻', 'é', '\n', '&lt;b&gt;', '\\u003c']
@@ -51,6 +52,16 @@ def shown_weights(widget):
 def timeline(n=6, use_cache=True, prompt=4, **shape):
     model = small(**shape)
     return Timeline.record(model, torch.arange(prompt)[None] % 8, n, temperature=0, use_cache=use_cache)
+
+def record(budget=6, slots=3, n_blocks=None):
+    "Five requests at once, and one that comes later."
+    engine = Engine(small(), slots=slots, budget=budget, size=4, n_blocks=n_blocks)
+    for i, (length, n) in enumerate(((3, 6), (7, 2), (2, 4), (5, 3), (1, 5))): engine.add(Request([(i + k) % 10 for k in range(length)], n, temperature=0))
+    engine.step(); engine.add(Request([1, 2], 3, temperature=0))
+    while engine.busy: engine.step()
+    return engine.record()
+
+def batches(): return {'chunks': record(), 'pieces': record(50), 'tight': record(n_blocks=4)}
 
 # --- attention
 
@@ -117,6 +128,25 @@ def test_tokens_read_are_left_out_where_the_costs_do_not_say():
     s = DecodeTimeline(bare).data['series'][0]
     assert s['read'] is None and s['again'] == [False, False] and s['tokens'] == ['1', '2']
 
+# --- batches
+
+def test_the_batches_are_those_of_the_record():
+    records, tokenizer = batches(), CharTokenizer(ALPHABET)
+    for widget, shown in ((BatchTimeline(records), str), (BatchTimeline(records, tokenizer), lambda t: _label(tokenizer.decode([t])))):
+        for s, (name, want) in zip(widget.data['series'], records.items()):
+            assert (s['name'], s['slots'], s['blocks']) == (name, want['slots'], want['blocks']) and len(s['steps']) == len(want['steps'])
+            assert s['requests'] == [{'number': r['number'], 'prompt': r['prompt'], 'new': len(r['new'])} for r in want['requests']]
+            for got, step in zip(s['steps'], want['steps']):
+                assert [{**j, 'wrote': None} for j in got['jobs']] == [{k: j[k] for k in ('request', 'slot', 'phase', 'tokens')} | {'wrote': None} for j in step['jobs']]
+                assert [j['wrote'] for j in got['jobs']] == [None if j['wrote'] is None else shown(j['wrote']) for j in step['jobs']]
+                assert (got['waiting'], got['free'], got['passes'], got['ms']) == (step['waiting'], step['free'], step['passes'], 1e3*step['seconds'])
+        assert json.loads(json.dumps(widget.data)) == widget.data
+    assert any(r['preempted'] for r in records['tight']['requests']) and {j['phase'] for s in records['chunks']['steps'] for j in s['jobs']} == {'read', 'write'}
+
+def test_a_record_that_was_saved_can_be_shown():
+    want = record()
+    assert BatchTimeline({'a': json.loads(json.dumps(want))}).data == BatchTimeline({'a': want}).data
+
 # --- next token
 
 def test_the_logits_are_those_of_the_last_position():
@@ -133,12 +163,17 @@ def test_labels_make_every_sign_visible():
     assert [_label(t) for t in (' ', '\n', '\t', 'a b', '\u200f', '\u2028', '\x00', '\u00a0', '\u0301', '<b>', '👩\u200d💻')] == \
         ['␣', '⏎', '⇥', 'a␣b', 'U+200F', 'U+2028', 'U+0000', 'U+00A0', '◌\u0301', '<b>', '👩\u200d💻']
 
+def smuggled():
+    "A record whose tokens, one a step, are what somebody wants to smuggle in."
+    job = lambda i: {'request': 0, 'slot': 0, 'phase': 'write' if i else 'read', 'tokens': 1, 'wrote': i}
+    return {'slots': 2, 'blocks': 4, 'requests': [{'number': 0, 'prompt': 1, 'new': list(range(len(EVIL)))}], 'steps': [{'jobs': [job(i)], 'waiting': [], 'free': 3, 'passes': 1, 'seconds': .001} for i in range(len(EVIL))]}
+
 def widgets():
     model = evil()
     line = Timeline([.1]*len(EVIL), [Ledger(1, 2, 3, 4)]*len(EVIL), list(range(len(EVIL))))
-    return [AttentionMap(model, '|'.join(EVIL), Words()), DecodeTimeline({EVIL[0]: line}, Words(), EVIL[0]), TokenProbabilities(model, EVIL[0], Words())]
+    return [AttentionMap(model, '|'.join(EVIL), Words()), DecodeTimeline({EVIL[0]: line}, Words(), EVIL[0]), TokenProbabilities(model, EVIL[0], Words()), BatchTimeline({w: smuggled() for w in EVIL}, Words())]
 
-@pytest.mark.parametrize('i', range(3))
+@pytest.mark.parametrize('i', range(4))
 def test_the_page_holds_one_script_and_no_markup_of_tokens(i):
     html = widgets()[i].to_html()
     assert html.isascii() and html.count('<script') == html.count('</script') == 1 and html.rstrip().endswith('</script>')
@@ -228,6 +263,10 @@ def diverged():
     for p in model.parameters(): p.data.fill_(float('nan'))
     return model
 
+def changed(**about): return {'a': smuggled() | about}
+
+def changed_job(**about): step = smuggled()['steps'][0]; return changed(steps=[step, step | {'jobs': [step['jobs'][0] | about]}])
+
 line = timeline(4)
 BAD = {
     'no model': (lambda: AttentionMap('model', 'a'), 'model is str'),
@@ -267,6 +306,18 @@ BAD = {
     'top_k': (lambda: TokenProbabilities(small(), 'a', top_k=0), 'top_k is 0'),
     'top_p': (lambda: TokenProbabilities(small(), 'a', top_p=1.5), 'top_p is 1.5'),
     'seed': (lambda: TokenProbabilities(small(), 'a', seed=-1), 'seed is -1'),
+    'no records': (lambda: BatchTimeline({}), 'records is an empty dict: expected a dict with at least one record'),
+    'one record without a name': (lambda: BatchTimeline([smuggled()]), 'records is list'),
+    'a record in place of records': (lambda: BatchTimeline(smuggled()), "record 'slots' is int: expected what Engine.record() returns"),
+    'no record': (lambda: BatchTimeline({'a': smuggled(), 'b': {'x': 1}}), "record 'b' lacks slots, blocks, requests or steps"),
+    'record without steps': (lambda: BatchTimeline(changed(steps=[])), "record 'a' has no steps: expected at least one"),
+    'record without slots': (lambda: BatchTimeline(changed(slots=0)), "record 'a' lacks slots"),
+    'record of other requests': (lambda: BatchTimeline(changed(requests=[{'number': 0}])), "record 'a' lacks slots, blocks, requests"),
+    'job out of the batch': (lambda: BatchTimeline(changed_job(slot=2)), "step 1 of record 'a' is no step of an engine"),
+    'job of an unknown phase': (lambda: BatchTimeline(changed_job(phase='sleep')), "step 1 of record 'a' is no step"),
+    'step that is none': (lambda: BatchTimeline(changed(steps=[3])), "step 0 of record 'a' is no step"),
+    'step of a batch': (lambda: BatchTimeline({'a': smuggled()}, step=len(EVIL)), f'step is {len(EVIL)}: expected a whole number from 0 to {len(EVIL)-1}'),
+    'request of a batch': (lambda: BatchTimeline({'a': smuggled()}, request=1), 'request is 1: expected one of 0'),
     'steps': (lambda: LiveTraining(0), 'steps is 0'),
     'every': (lambda: LiveTraining(5, every=-1), 'every is -1'),
 }

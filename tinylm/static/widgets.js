@@ -64,9 +64,13 @@ table { border-collapse: collapse; width: 100%; margin: 6px 0; font: inherit; co
 svg.plot { display: block; width: 100%; cursor: crosshair; border-radius: 4px; } svg text { fill: var(--muted); font-size: 12px; } svg .strong { fill: var(--ink); } svg line { stroke: var(--line); } svg .axis { stroke: var(--muted); }
 .prefill { fill: var(--prefill); } .decode { fill: var(--decode); } .hatch { fill: url(#hatch); stroke: var(--again); } .solid { fill: var(--again); } .hover { fill: var(--shade); } .pick { fill: none; stroke: var(--ink); stroke-width: 1.5; }
 .halo { paint-order: stroke; stroke: var(--surface); stroke-width: 4px; } svg.plot .cliff { stroke: var(--ink); stroke-dasharray: 3 3; } .seam { stroke: var(--surface) !important; stroke-width: .5; }
+.batch { display: grid; grid-template-columns: minmax(0, 1fr) 272px; gap: 2px 18px; margin-bottom: 14px; } .batch > .head, .batch > .note { grid-column: 1 / -1; margin: 0; } .batch > .note { margin-top: 4px; } .batch .note b { color: var(--ink); }
+.batch table { margin: 0; table-layout: fixed; font-size: 13px; } .batch th, .batch td { height: 24px; padding: 0 0 0 10px; line-height: 1; border: 0 !important; white-space: nowrap; } .batch tr.idle td { color: var(--muted); } .batch tr.chosen td { background: var(--shade); } .batch td code { overflow: hidden; } .batch th:nth-child(2), .batch td:nth-child(2) { text-align: left; padding-left: 20px; } .scrub { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 14px; align-items: center; margin-bottom: 12px; } .scrub .slide { grid-template-columns: auto minmax(40px, 1fr) 5.5em; margin: 0; }
+svg .bit { cursor: pointer; } svg .bit.dim, svg .no.dim { opacity: .22; } svg .idle { fill: url(#idle); } svg .idle-line { fill: var(--muted); opacity: .45; } svg text.no { fill: var(--on); font-size: 11px; pointer-events: none; } svg .headline { fill: var(--shade); stroke: var(--ink); stroke-width: 1.5; pointer-events: none; }
+.chip i.none { background: repeating-linear-gradient(135deg, var(--muted) 0 1px, transparent 1px 5px); border: 1px solid var(--line); }
 .hide { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 @container (min-width: 1000px) { .tlm { font-size: 16px; } .head b { font-size: 19px; } .text { font-size: 16px; } code { font-size: 15px; } .note { font-size: 14px; } .key { font-size: 15px; } .scale span { font-size: 13px; } svg.plot text { font-size: 13px; } }
-@container (max-width: 640px) { .two { grid-template-columns: minmax(0, 1fr); } .row { gap: 8px 12px; } .tlm { padding: 12px 10px; } th, td { padding-left: 6px; font-size: 13px; } }
+@container (max-width: 640px) { .two { grid-template-columns: minmax(0, 1fr); } .row { gap: 8px 12px; } .tlm { padding: 12px 10px; } th, td { padding-left: 6px; font-size: 13px; } .batch { grid-template-columns: minmax(0, 1fr); } }
 `;
 
 // --- small parts
@@ -566,6 +570,110 @@ function tokenProbabilities(data, state, page) {
   };
 }
 
+// --- batches, step by step
+
+function batchTimeline(data, state, page) {
+  const { series } = data, n = Math.max(...series.map(s => s.steps.length)), LANE = 24, LEFT = 24;
+  const all = [...new Set(series.flatMap(s => s.requests.map(r => r.number)))].sort((a, b) => a - b);
+  let hover = null, playing = null, built = 0;
+  const set = change => { Object.assign(state, change); page.changed(); };
+  const stop = () => { clearInterval(playing); playing = null; };
+  const phase = job => job.phase === 'read' ? 'prefill' : 'decode';
+  const tokens = k => `${count(k)} ${k === 1 ? 'token' : 'tokens'}`;
+
+  const step = slider('Step', [0, n - 1, 1], () => state.step, v => { stop(); set({ step: v }); }, v => `${v + 1} of ${n}`);
+  const play = h('button', { click: () => {
+    if (playing) { stop(); page.draw(); return; }
+    if (state.step === n - 1) state.step = 0;
+    playing = setInterval(() => { if (state.step < n - 1 && play.isConnected) set({ step: state.step + 1 }); else { stop(); page.draw(); } }, 350);
+    page.draw();
+  } });
+
+  function keys(e) {   // left and right through the steps, up and down through the requests
+    const to = { ArrowLeft: state.step - 1, ArrowRight: state.step + 1, Home: 0, End: n - 1, PageUp: state.step - 10, PageDown: state.step + 10 }[e.key], i = all.indexOf(state.request);
+    const who = { ArrowDown: all[Math.min(all.length - 1, i + 1)], ArrowUp: i > 0 ? all[i - 1] : null, Escape: null }[e.key];
+    if (to == null && who === undefined) return;
+    e.preventDefault(); hover = null; stop();
+    set(to == null ? { request: who } : { step: clamp(to, 0, n - 1) });
+  }
+
+  const charts = series.map(s => {
+    const lanes = [...Array(s.slots).keys()].map(slot => s.steps.map(t => t.jobs.find(j => j.slot === slot)));
+    const at = e => { const r = c.plot.getBoundingClientRect(), i = Math.floor((e.clientX - r.left - LEFT)/band()), slot = Math.floor((e.clientY - r.top)/LANE) - 1; return { i, job: lanes[slot]?.[i] }; };
+    const plot = h('svg:svg', { class: 'plot', tabindex: 0, role: 'application', 'aria-roledescription': 'batch', keydown: keys,
+      pointermove: e => { hover = at(e).job?.request ?? null; page.draw(); }, pointerleave: () => { hover = null; page.draw(); },
+      click: e => { const { i, job } = at(e); if (i >= 0) { stop(); set({ step: clamp(i, 0, n - 1), request: job?.request ?? null }); } } });
+    const empty = sum(lanes.map(lane => lane.filter(j => !j).length));
+    const c = { s, lanes, plot, rows: h('tbody', {}), facts: h('p', { class: 'note' }), mark: h('svg:rect', { class: 'headline', rx: 2 }) };
+    c.el = h('div', { class: 'batch', 'data-name': s.name }, h('div', { class: 'head' }, h('b', {}, s.name), h('span', {}, `${count(s.steps.length)} ${s.steps.length === 1 ? 'step' : 'steps'}, ${count(empty)} of ${count(s.slots*s.steps.length)} places without work`)),
+      plot, h('table', {}, h('thead', {}, h('tr', {}, ['request', 'phase', 'read', 'written'].map(t => h('th', { scope: 'col' }, t)))), c.rows), c.facts);
+    return c;
+  });
+  const who = h('th', { scope: 'col' }), ways = h('tbody', {}), say = h('p', { class: 'say', role: 'status' });
+  page.add(h('div', { class: 'head' }, h('b', {}, 'Batches, step by step'), h('span', {}, 'a row is a place in the batch, a column a step'), h('div', { class: 'row right', style: 'margin-bottom: 0' }, chip('prefill', 'prefill'), chip('decode', 'decode'), chip('no work', 'muted', 'none'))),
+    h('div', { class: 'scrub' }, play, step.el),
+    ...charts.map(c => c.el), say, h('table', {}, h('thead', {}, h('tr', {}, who, ['first read in step', 'first token in step', 'last token in step', 'steps at work'].map(t => h('th', { scope: 'col' }, t)))), ways),
+    h('p', { class: 'note' }, 'Times were measured on one machine; the rest is counted. Left and right keys move through the steps, up and down through the requests.'));
+
+  const band = () => (charts[0].plot.clientWidth - LEFT - 4)/n;
+
+  function build(c) {   // what does not move
+    const { s, lanes, plot, mark } = c, w = band(), height = LANE*(s.slots + 1) + 2, out = [], every = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find(k => k*w >= 28) ?? 5000;
+    plot.setAttribute('viewBox', `0 0 ${plot.clientWidth} ${height}`); plot.setAttribute('height', height);
+    if (c === charts[0]) out.push(h('svg:defs', {}, h('svg:pattern', { id: 'idle', width: 6, height: 6, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)' }, h('svg:rect', { width: 1.2, height: 6, class: 'idle-line' }))));
+    for (let i = 0; i < n; i++) if (i === 0 || (i + 1) % every === 0) out.push(h('svg:text', { x: LEFT + (i + .5)*w, y: 16, 'text-anchor': 'middle' }, String(i + 1)));
+    lanes.forEach((lane, slot) => {
+      const y = LANE*(slot + 1) + 2, box = { y, height: LANE - 4 };
+      out.push(h('svg:text', { x: LEFT - 8, y: y + LANE/2 + 2, 'text-anchor': 'end' }, String(slot)));
+      const upTo = (i, same) => { let end = i; while (end < lane.length && same(lane[end])) end++; return end - i; };
+      lane.forEach((job, i) => {
+        const x = LEFT + i*w, before = lane[i - 1];
+        if (job) out.push(h('svg:rect', { ...box, x, width: Math.max(.7, w > 4 ? w - 1 : w), rx: w > 8 ? 2 : 0, class: `bit ${phase(job)}`, 'data-request': job.request, 'data-step': i }));
+        else if (i === 0 || before) out.push(h('svg:rect', { ...box, x, width: upTo(i, j => !j)*w - (w > 4 ? 1 : 0), class: 'idle' }));
+      });
+      lane.forEach((job, i) => {
+        if (job && lane[i - 1]?.request !== job.request && upTo(i, j => j?.request === job.request)*w > 8*String(job.request).length) out.push(h('svg:text', { x: LEFT + i*w + 3, y: y + LANE/2 + 2, class: 'no', 'data-request': job.request }, String(job.request)));
+      });
+    });
+    mark.setAttribute('y', LANE - 1); mark.setAttribute('height', LANE*s.slots + 1);
+    plot.replaceChildren(...out, mark);
+  }
+
+  function beside(c, picked) {   // what happens in this step
+    const { s, lanes, rows, facts, plot } = c, now = s.steps[state.step];
+    rows.replaceChildren(...lanes.map((lane, slot) => {
+      const job = lane[state.step];
+      return h('tr', { 'data-slot': slot, class: !job ? 'idle' : job.request === picked ? 'chosen' : '' }, job ? [h('td', {}, h('b', {}, String(job.request))), h('td', {}, h('span', { class: 'chip' }, h('i', { style: `--c: var(--${phase(job)})` }), phase(job))), h('td', {}, count(job.tokens)), h('td', {}, job.wrote == null ? '\u2013' : h('code', {}, job.wrote))] : Array.from({ length: 4 }, () => h('td', {}, '\u2013')));
+    }));
+    const fact = (key, text) => h('b', { 'data-fact': key }, text);
+    if (now) facts.replaceChildren('read ', fact('read', count(sum(now.jobs.map(j => j.tokens)))), ' \u00b7 written ', fact('written', count(now.jobs.filter(j => j.wrote != null).length)), ' \u00b7 waiting ', fact('waiting', now.waiting.length ? now.waiting.slice(0, 12).join(', ') + (now.waiting.length > 12 ? ` and ${now.waiting.length - 12} more` : '') : 'nobody'),
+      ' \u00b7 blocks free ', fact('free', count(now.free)), ` of ${count(s.blocks)} \u00b7 passes `, fact('passes', count(now.passes)), ' \u00b7 ', fact('ms', `${now.ms.toFixed(2)} ms`));
+    else facts.replaceChildren(`done after ${count(s.steps.length)} steps`);
+    plot.setAttribute('aria-label', `${s.name}, step ${state.step + 1}. ${now ? now.jobs.map(j => `request ${j.request}: ${phase(j)}, ${tokens(j.tokens)}`).join('; ') || 'nobody runs' : 'Done'}. Arrow keys move.`);
+  }
+
+  function journey(s, r) {
+    const mine = s.steps.map((t, i) => [i + 1, t.jobs.find(j => j.request === r)]).filter(([, j]) => j), wrote = mine.filter(([, j]) => j.wrote != null);
+    return [mine[0]?.[0], wrote[0]?.[0], wrote.at(-1)?.[0], mine.length];
+  }
+
+  return function draw() {
+    if (charts[0].plot.clientWidth < 60) return;
+    if (built !== charts[0].plot.clientWidth) { charts.forEach(build); built = charts[0].plot.clientWidth; }
+    step.refresh(); play.textContent = playing ? '\u2016 pause' : '\u25b6 play';
+    const picked = hover ?? state.request, w = band();
+    for (const c of charts) {
+      beside(c, picked);
+      c.mark.setAttribute('x', LEFT + state.step*w - 1); c.mark.setAttribute('width', Math.max(3, w + 1));
+      for (const e of c.plot.querySelectorAll('[data-request]')) e.classList.toggle('dim', picked != null && +e.dataset.request !== picked);
+    }
+    const known = series.flatMap(s => s.requests).find(r => r.number === picked);
+    who.textContent = known ? `request ${picked}` : 'no request chosen';
+    say.replaceChildren(...(known ? ['Request ', h('b', {}, String(picked)), `: a prompt of ${tokens(known.prompt)}, ${count(known.new)} new.`] : ['Move over a bar to follow a request through all charts; a click holds it.']));
+    ways.replaceChildren(...series.map(s => h('tr', { 'data-way': s.name }, h('td', {}, s.name), journey(s, known ? picked : null).map(v => h('td', {}, v ? count(v) : '\u2013')))));
+  };
+}
+
 // --- one page for all of them
 
 function render({ model, el }) {
@@ -579,7 +687,7 @@ function render({ model, el }) {
     changed: () => { page.draw(); model.set('chosen', { ...state }); model.save_changes(); },
   };
   const look = () => { const theme = isDark(el) ? 'dark' : 'light'; if (theme !== card.dataset.theme) { page.theme = card.dataset.theme = theme; page.draw(); } };
-  draw = { attention: attentionMap, timeline: decodeTimeline, probabilities: tokenProbabilities }[data.kind](data, state, page);
+  draw = { attention: attentionMap, timeline: decodeTimeline, batch: batchTimeline, probabilities: tokenProbabilities }[data.kind](data, state, page);
   card.setAttribute('aria-label', card.querySelector('b').textContent);
   look(); page.draw();
 
