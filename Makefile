@@ -22,6 +22,7 @@ docs:                        # the site, into _docs/
 	@command -v quarto >/dev/null || { echo 'make docs needs Quarto, which is a program of its own: https://quarto.org/docs/get-started/'; exit 1; }
 	@$(MAKE) --no-print-directory .venv/everything
 	$(BIN)/nbdev_docs
+	$(BIN)/python tools/finish_site.py
 
 .venv/library: $(ABOUT)
 	@echo 'Setting up .venv (a minute or more; PyTorch is large).'

@@ -11,6 +11,7 @@ import tinylm
 from tinylm import cli
 
 sys.path.insert(0, str(ROOT/'tools'))
+from finish_site import finish
 from readme import readme
 
 MODULES = sorted(p.stem for p in (ROOT/'tinylm').glob('*.py') if p.stem not in ('__init__', '_modidx'))
@@ -155,8 +156,16 @@ def test_links_of_the_readme_resolve():
 
 @pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 def test_every_page_begins_with_a_title_and_a_promise(path):
-    "nbdev makes the front matter from a title and a line that begins with >."
-    assert re.match(r'# .+\n\n> .+', nbformat.read(path, 4).cells[0].source)
+    "nbdev makes the front matter from a title and a line that begins with >, and takes the whole cell away: so nothing else stands in it."
+    first, second = nbformat.read(path, 4).cells[:2]
+    assert re.fullmatch(r'# .+\n\n> .+', first.source)
+    assert second.cell_type == 'markdown' and len(second.source) > 60
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_every_figure_has_an_alt_text(path):
+    "A picture that stands alone; a widget brings its own page."
+    figures = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code' and any('image/png' in o.get('data', {}) and 'text/html' not in o.data for o in c.outputs)]
+    assert [s for s in figures if not re.match(r'#\| fig-alt: "[^"\\]{30,}"\n', s)] == []
 
 def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
     "nbdev's own processing, which Quarto then renders: sources stay visible, docments become tables."
@@ -165,11 +174,23 @@ def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
     code = 'from nbdev.serve import proc_nbs\nif __name__ == "__main__": proc_nbs(n_workers=0)'
     subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
     pages = {p.name: nbformat.read(p, 4) for p in (tmp_path/'_proc').glob('*.ipynb')}
-    assert sorted(pages) == [p.name for p in PAGES]
+    assert sorted(pages) == [p.name for p in PAGES] and (tmp_path/'_proc'/'images'/'phases.svg').exists()
     page = pages['02_model.ipynb'].cells
     assert any('def prefill(' in c.source for c in page if c.cell_type == 'code')
     shown = ''.join(str(o.get('data', {}).get('text/markdown', '')) + str(o.get('data', {}).get('text/html', '')) for c in page if c.cell_type == 'code' for o in c.outputs)
     assert 'LanguageModel.prefill' in shown and 'token ids, T at most block_size' in shown
+    assert re.search(r'\[source\]\(\S+/tinylm/model\.py#L\d+\)', shown)
+    assert all('#| echo: false' in c.source for c in pages['api.ipynb'].cells if c.cell_type == 'code')
     for name, nb in pages.items():
         about = yaml.safe_load(re.match(r'---\n(.*?)\n---', nb.cells[0].source, re.S)[1])
         assert about['title'] and about['description'], name
+
+def test_a_finished_page_asks_no_other_host_and_links_within_the_site():
+    raw = """<script src="https://cdn.jsdelivr.net/npm/requirejs@2.3.6/require.min.js" crossorigin="anonymous"></script>
+<script src="https://cdn.jsdelivr.net/npm/jquery@3.5.1/dist/jquery.min.js"></script><script src="site_libs/a.js"></script>
+<script type="application/javascript">define('jquery', [],function() {return window.jQuery;})</script>
+<a href="https://example.org/tinylm/kv_cache.html#kvcache"><code>KVCache</code></a> <a href="https://example.org/tinylm/data.html#_download"><code>_download</code></a> <a href="https://quarto.org">Quarto</a>
+<figure><img src="a.svg"><figcaption>Two <em>phases</em></figcaption></figure>"""
+    assert finish(raw, 'https://example.org/tinylm/').split('\n') == ['<script src="site_libs/a.js"></script>',
+        '<a href="kv_cache.html#kvcache"><code>KVCache</code></a> <code>_download</code> <a href="https://quarto.org">Quarto</a>',
+        '<figure><img alt="Two phases" src="a.svg"><figcaption>Two <em>phases</em></figcaption></figure>']

@@ -1,0 +1,40 @@
+"Finish the site that Quarto wrote: no page asks another host for anything, and links into the site stay in the site."
+import re, sys
+from configparser import ConfigParser
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+UNUSED = re.compile(r'''<script\b[^>]*(?:src="https://cdn\.jsdelivr\.net/npm/(?:requirejs|jquery)@[^>]*>|>define\('jquery'[^<]*)</script>\s*''') # on every page with an HTML output; ours need neither
+PRIVATE = re.compile(r'<a\b[^>]*\bhref="[^"]*#_[^"]*"[^>]*>(.*?)</a>', re.S)    # nbdev links a name that begins with _ to an entry that is not there
+FIGURE = re.compile(r'<figure\b[^>]*>(?:(?!</figure>).)*?</figure>', re.S)
+ASKS = re.compile(r'<(?:script|img|iframe|source|audio|video|embed)\b[^>]*\bsrc="(?:https?:)?//[^"]*|<link\b[^>]*\brel="(?:stylesheet|preload|icon)"[^>]*\bhref="(?:https?:)?//[^"]*|(?:@import\s*|\burl\()(?:url\()?["\']?(?:https?:)?//[^)"\']*')
+
+def captioned(m): # a figure; where its picture has no alt text, the caption is one
+    caption = re.search(r'<figcaption[^>]*>(.*?)</figcaption>', m[0], re.S)
+    text = re.sub(r'<[^>]+>', '', caption[1]).strip().replace('"', '&quot;') if caption else ''
+    return re.sub(r'<img (?![^>]*\balt=)', lambda _: f'<img alt="{text}" ', m[0]) if text else m[0]
+
+def unnested(text, home): return re.sub(rf'\[((?:<code>)?[^\]\s]+)\]\({re.escape(home)}[^)\s<]*\)', r'\1', text)  # nbdev links a name inside a link once more
+
+def finish(
+    html:str, # a page as Quarto wrote it
+    home:str, # the address of the site, with a slash at its end
+)->str: # the page as it should be
+    "Leave out scripts that nothing uses, make links into the site relative, name pictures by their captions."
+    html = unnested(UNUSED.sub('', html), home)
+    html = re.sub(rf'(<a\b[^>]*\bhref="){re.escape(home)}', r'\1', html)
+    return FIGURE.sub(captioned, PRIVATE.sub(r'\1', html))
+
+def main():
+    config = ConfigParser(); config.read(ROOT/'settings.ini', encoding='utf-8')
+    cfg = config['DEFAULT']
+    site, home, asks = ROOT/cfg['doc_path'], f"{cfg['doc_host']}{cfg['doc_baseurl']}/", []
+    for path in sorted([*site.glob('*.html'), *site.glob('search.json'), *site.rglob('*.css')]):
+        text = path.read_text(encoding='utf-8')
+        if path.suffix == '.html': text = finish(text, home)
+        if path.suffix == '.json': text = unnested(text, home)
+        path.write_text(text, encoding='utf-8')
+        asks += [f'{path.name}: {m[0]}' for m in ASKS.finditer(text) if path.suffix != '.json']
+    if asks: sys.exit('These ask another host:\n' + '\n'.join(asks))
+
+if __name__ == '__main__': main()
