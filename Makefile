@@ -13,7 +13,8 @@ lab: .venv/everything        # the course in JupyterLab
 test: .venv/everything       # everything that can be proved
 	$(BIN)/python -m pytest
 
-export: .venv/everything     # notebooks -> package and README
+export: .venv/everything     # notebooks -> package and README; nbdev looks for _quarto.yml beside the notebooks
+	cp _quarto.yml nbs/_quarto.yml
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/readme.py

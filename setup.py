@@ -11,8 +11,11 @@ cfg = config['DEFAULT']
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
     author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', url=cfg['git_url'],
-    long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    packages=[cfg['lib_path']], package_data={cfg['lib_path']: cfg['package_data'].split()}, python_requires='>=' + cfg['min_python'],
+    long_description=(here/'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    packages=[cfg['lib_path']], package_data={cfg['lib_path']: cfg['package_data'].split()},
+    python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
-    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},   # nbdev: where names are documented and defined
+    entry_points={'console_scripts': cfg['console_scripts'].split(), # and where nbdev finds documented names
+                  'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
 )

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from tinylm import LanguageModel
 from tinylm.bench import SIZES
@@ -27,11 +28,15 @@ def to_transformers(model):
     "The same weights as a GPT-2 of transformers, which stores its linear layers transposed."
     from transformers import GPT2Config, GPT2LMHeadModel
     c = model.config
-    peer = GPT2LMHeadModel(GPT2Config(vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, activation_function='gelu_new',
-                                      resid_pdrop=0., embd_pdrop=0., attn_pdrop=0., bos_token_id=None, eos_token_id=None, pad_token_id=0)).eval()
-    names = {'attn.c_attn': 'attention.qkv', 'attn.c_proj': 'attention.proj', 'mlp.c_fc': 'mlp.up', 'mlp.c_proj': 'mlp.down', 'ln_1': 'norm1', 'ln_2': 'norm2'}
-    state = {'transformer.wte.weight': model.tok_emb.weight, 'transformer.wpe.weight': model.pos_emb.weight, 'transformer.ln_f.weight': model.norm.weight,
-             'transformer.ln_f.bias': model.norm.bias, 'lm_head.weight': model.tok_emb.weight}
+    peer = GPT2LMHeadModel(GPT2Config(
+        vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
+        n_head=c.n_head, activation_function='gelu_new', resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.,
+        bos_token_id=None, eos_token_id=None, pad_token_id=0)).eval()
+    names = {'attn.c_attn': 'attention.qkv', 'attn.c_proj': 'attention.proj', 'mlp.c_fc': 'mlp.up',
+             'mlp.c_proj': 'mlp.down', 'ln_1': 'norm1', 'ln_2': 'norm2'}
+    state = {'transformer.wte.weight': model.tok_emb.weight, 'transformer.wpe.weight': model.pos_emb.weight,
+             'transformer.ln_f.weight': model.norm.weight, 'transformer.ln_f.bias': model.norm.bias,
+             'lm_head.weight': model.tok_emb.weight}
     for i, block in enumerate(model.blocks):
         for theirs, ours in names.items():
             module = block.get_submodule(ours)
@@ -39,11 +44,12 @@ def to_transformers(model):
             state[f'transformer.h.{i}.{theirs}.bias'] = module.bias
     peer.load_state_dict(state, strict=False)
     x = torch.randint(c.vocab_size, (1, 8))
-    with torch.no_grad(): assert torch.allclose(peer(x).logits, model(x)[0], atol=1e-3), 'the peer has other weights'
+    with torch.no_grad(): same = torch.allclose(peer(x).logits, model(x)[0], atol=1e-3)
+    assert same, 'the peer has other weights'
     return peer
 
 def to_ctranslate2(model, folder):
-    "A ctranslate2 model folder: its own converter reads the GPT-2 of transformers, and wants a vocabulary beside it."
+    "A ctranslate2 folder: its converter reads the GPT-2 of transformers, and wants a vocabulary beside it."
     import ctranslate2
     to_transformers(model).save_pretrained(folder/'hf')
     (folder/'hf'/'vocab.json').write_text(json.dumps({f't{i}': i for i in range(model.config.vocab_size)}))
@@ -63,16 +69,21 @@ def to_gguf(model, folder):
     import gguf, numpy as np
     c, path = model.config, folder/'model.gguf'
     w = gguf.GGUFWriter(path, 'gpt2')
-    w.add_context_length(c.block_size); w.add_embedding_length(c.n_embd); w.add_feed_forward_length(4*c.n_embd)
-    w.add_block_count(c.n_layer); w.add_head_count(c.n_head); w.add_layer_norm_eps(1e-5); w.add_file_type(0)
-    w.add_tokenizer_model('gpt2'); w.add_tokenizer_pre('gpt-2'); w.add_token_list([f't{i}' for i in range(c.vocab_size)]); w.add_token_types([1]*c.vocab_size); w.add_token_merges(['t 0'])
+    w.add_context_length(c.block_size); w.add_embedding_length(c.n_embd); w.add_feed_forward_length(c.n_wide)
+    w.add_block_count(c.n_layer); w.add_head_count(c.n_head)
+    w.add_layer_norm_eps(c.norm_eps); w.add_file_type(0)
+    w.add_tokenizer_model('gpt2'); w.add_tokenizer_pre('gpt-2'); w.add_token_merges(['t 0'])
+    w.add_token_list([f't{i}' for i in range(c.vocab_size)]); w.add_token_types([1]*c.vocab_size)
     w.add_bos_token_id(0); w.add_eos_token_id(0); w.add_add_bos_token(False)
-    names = {'attn_qkv': 'attention.qkv', 'attn_output': 'attention.proj', 'ffn_up': 'mlp.up', 'ffn_down': 'mlp.down', 'attn_norm': 'norm1', 'ffn_norm': 'norm2'}
-    tensors = {'token_embd.weight': model.tok_emb.weight, 'position_embd.weight': model.pos_emb.weight, 'output.weight': model.tok_emb.weight,
-               'output_norm.weight': model.norm.weight, 'output_norm.bias': model.norm.bias}
+    names = {'attn_qkv': 'attention.qkv', 'attn_output': 'attention.proj', 'ffn_up': 'mlp.up',
+             'ffn_down': 'mlp.down', 'attn_norm': 'norm1', 'ffn_norm': 'norm2'}
+    tensors = {'token_embd.weight': model.tok_emb.weight, 'position_embd.weight': model.pos_emb.weight,
+               'output.weight': model.tok_emb.weight, 'output_norm.weight': model.norm.weight,
+               'output_norm.bias': model.norm.bias}
     for i, block in enumerate(model.blocks):
         for theirs, ours in names.items():
-            for part in ('weight', 'bias'): tensors[f'blk.{i}.{theirs}.{part}'] = getattr(block.get_submodule(ours), part)
+            module = block.get_submodule(ours)
+            tensors |= {f'blk.{i}.{theirs}.{part}': getattr(module, part) for part in ('weight', 'bias')}
     for name, t in tensors.items(): w.add_tensor(name, t.detach().numpy().astype(np.float32))
     w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
     return path
@@ -81,7 +92,8 @@ def ctranslate2_engine(path, threads, block_size):
     import ctranslate2
     engine = ctranslate2.Generator(str(path), device='cpu', intra_threads=threads, compute_type='float32')
     def generate(ids, n):
-        out = engine.generate_batch([[f't{i}' for i in ids]], max_length=n, min_length=n, sampling_topk=1, include_prompt_in_result=False)[0]
+        out = engine.generate_batch([[f't{i}' for i in ids]], max_length=n, min_length=n, sampling_topk=1,
+                                    include_prompt_in_result=False)[0]
         return ids + out.sequences_ids[0]
     return generate
 
@@ -107,7 +119,8 @@ class InItsOwnProcess:
     "An engine in a process of its own; it is timed over there."
     def __init__(self, make, *args):
         self.pipe, other = multiprocessing.Pipe()
-        multiprocessing.get_context('spawn').Process(target=_serve, args=(other, make, *args), daemon=True).start()
+        context = multiprocessing.get_context('spawn')
+        context.Process(target=_serve, args=(other, make, *args), daemon=True).start()
 
     def __call__(self, idx, n):
         self.pipe.send((idx[0].tolist(), n))
@@ -123,34 +136,42 @@ def timed(engine):
 def engines(model, args, folder):
     "Name -> function of (prompt, n) that returns the seconds and the whole text, greedily."
     yield 'tinylm', timed(lambda idx, n: model.decode(idx, n, temperature=0))
-    if args.compiled: yield 'tinylm compiled', timed(lambda idx, n: model.decode(idx, n, temperature=0, compile=True))
     peer = to_transformers(model)
     plain = dict(do_sample=False, pad_token_id=0)
     def generate(idx, n, **more):
-        with torch.inference_mode(): return peer.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=n, min_new_tokens=n, **plain, **more)
+        with torch.inference_mode():
+            return peer.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=n, min_new_tokens=n,
+                                 **plain, **more)
     yield 'transformers', timed(generate)
-    if args.static: yield 'transformers static', timed(lambda idx, n: generate(idx, n, cache_implementation='static'))
+    if args.static:
+        yield 'transformers static', timed(lambda idx, n: generate(idx, n, cache_implementation='static'))
     about = torch.get_num_threads(), model.config.block_size
-    if find_spec('ctranslate2'): yield 'ctranslate2', InItsOwnProcess(ctranslate2_engine, to_ctranslate2(model, folder), *about)
-    if find_spec('llama_cpp') and find_spec('gguf'): yield 'llama.cpp', InItsOwnProcess(llama_engine, to_gguf(model, folder), *about)
+    if find_spec('ctranslate2'):
+        yield 'ctranslate2', InItsOwnProcess(ctranslate2_engine, to_ctranslate2(model, folder), *about)
+    if find_spec('llama_cpp') and find_spec('gguf'):
+        yield 'llama.cpp', InItsOwnProcess(llama_engine, to_gguf(model, folder), *about)
 
 def compare_decoding(model, args, folder):
     idx = torch.randint(model.config.vocab_size, (1, args.prompt))
     ways = dict(engines(model, args, folder))
-    texts = {name: engine(idx, args.new)[1] for name, engine in ways.items()}                   # warm-up
+    texts = {name: engine(idx, args.new)[1] for name, engine in ways.items()}      # warm-up
     first, whole = {n: [] for n in ways}, {n: [] for n in ways}
     for _ in range(args.repeats):
         for name, engine in ways.items():
             time.sleep(.5)
-            for times, n in ((first, 1), (whole, args.new)): times[name].append(min(engine(idx, n)[0] for _ in range(3)))
+            for times, n in ((first, 1), (whole, args.new)):
+                times[name].append(min(engine(idx, n)[0] for _ in range(3)))
     per_token = {n: [(w - f)/(args.new - 1) for w, f in zip(whole[n], first[n])] for n in ways}
-    print(f'size {args.size}, prompt {args.prompt}, {args.new} new tokens, {torch.get_num_threads()} threads, torch {torch.__version__}; ratios to transformers, pair by pair')
-    print(f'{"engine":20} {"tokens/s":>9} {"ratio":>6} {"min":>6} {"max":>6}   {"TTFT ms":>8} {"ratio":>6}   same text')
+    print(f'size {args.size}, prompt {args.prompt}, {args.new} new tokens, '
+          f'{torch.get_num_threads()} threads, torch {torch.__version__}; ratios to transformers, pairwise')
+    print(f'{"engine":20} {"tokens/s":>9} {"ratio":>6} {"min":>6} {"max":>6}   {"TTFT ms":>8} {"ratio":>6}   '
+          f'same text')
     for n in ways:
         r = [b/a for a, b in zip(per_token[n], per_token['transformers'])]
         t = [b/a for a, b in zip(first[n], first['transformers'])]
         same = (texts[n] == texts['transformers']).float().mean().item()
-        print(f'{n:20} {1/median(per_token[n]):9,.0f} {median(r):6.2f} {min(r):6.2f} {max(r):6.2f}   {1e3*median(first[n]):8.1f} {median(t):6.2f}   {same:.0%}')
+        print(f'{n:20} {1/median(per_token[n]):9,.0f} {median(r):6.2f} {min(r):6.2f} {max(r):6.2f}   '
+              f'{1e3*median(first[n]):8.1f} {median(t):6.2f}   {same:.0%}')
 
 def training_step(model, loss_of):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -160,18 +181,21 @@ def training_step(model, loss_of):
 
 def compare_training(model, args):
     peer, c = to_transformers(model), model.config
+    def loss_of_peer(x, y): return cross_entropy(peer(x).logits.flatten(0, 1), y.flatten())
     ways = {'tinylm': training_step(model.train(), lambda x, y: model.prefill(x, y)[1]),
-            'transformers': training_step(peer.train(), lambda x, y: torch.nn.functional.cross_entropy(peer(x).logits.flatten(0, 1), y.flatten()))}
+            'transformers': training_step(peer.train(), loss_of_peer)}
     x, y = torch.randint(c.vocab_size, (2, args.batch, c.block_size))
     seconds = {n: [] for n in ways}
     for round_ in range(args.repeats + 1):
         for name, step in ways.items():
             start = time.perf_counter(); step(x, y)
-            if round_: seconds[name].append(time.perf_counter() - start)                        # the first round is the warm-up
-    print(f'size {args.size}, training step of {args.batch} × {c.block_size} tokens, {torch.get_num_threads()} threads, torch {torch.__version__}')
+            if round_: seconds[name].append(time.perf_counter() - start)            # the first is the warm-up
+    print(f'size {args.size}, training step of {args.batch} × {c.block_size} tokens, '
+          f'{torch.get_num_threads()} threads, torch {torch.__version__}')
     for n in ways:
         r = [b/a for a, b in zip(seconds[n], seconds['transformers'])]
-        print(f'{n:20} {x.numel()/median(seconds[n]):9,.0f} tokens/s   ratio {median(r):.2f} ({min(r):.2f} to {max(r):.2f})')
+        print(f'{n:20} {x.numel()/median(seconds[n]):9,.0f} tokens/s   '
+              f'ratio {median(r):.2f} ({min(r):.2f} to {max(r):.2f})')
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,15 +204,14 @@ def main():
     p.add_argument('--new', type=int, default=40, help='tokens that are written (%(default)s)')
     p.add_argument('--repeats', type=int, default=7, help='rounds (%(default)s)')
     p.add_argument('--static', action='store_true', help="also transformers' static cache")
-    p.add_argument('--compiled', action='store_true', help='also tinylm with torch.compile')
     p.add_argument('--train', action='store_true', help='compare a training step in place of decoding')
     p.add_argument('--batch', type=int, default=12, help='windows in a training step (%(default)s)')
     args = p.parse_args()
     torch.manual_seed(0)
     model = LanguageModel(SIZES[args.size]).eval()
-    for q in model.parameters(): torch.nn.init.normal_(q, std=.05) if q.ndim > 1 else None      # so that greedy texts are not one token repeated
-    if args.train: compare_training(model, args)
-    else:
-        with tempfile.TemporaryDirectory() as folder: compare_decoding(model, args, Path(folder))
+    for q in model.parameters():                  # so that greedy texts are not one token repeated
+        if q.ndim > 1: torch.nn.init.normal_(q, std=.05)
+    if args.train: return compare_training(model, args)
+    with tempfile.TemporaryDirectory() as folder: compare_decoding(model, args, Path(folder))
 
 if __name__ == '__main__': main()

@@ -21,11 +21,16 @@ from tinylm.serving import Engine, Request
 
 MIXES = {   # prompt lengths, new tokens
     'equal': lambda n, g: ([16]*n, [128]*n),
-    'uneven': lambda n, g: (torch.randint(8, 57, (n,), generator=g).tolist(), torch.randint(16, 129, (n,), generator=g).tolist()),
-    'long prompts': lambda n, g: (torch.randint(128, 193, (n,), generator=g).tolist(), torch.randint(8, 25, (n,), generator=g).tolist()),
+    'uneven': lambda n, g: (torch.randint(8, 57, (n,), generator=g).tolist(),
+                            torch.randint(16, 129, (n,), generator=g).tolist()),
+    'long prompts': lambda n,
+    g: (torch.randint(128, 193, (n,), generator=g).tolist(),
+        torch.randint(8, 25, (n,), generator=g).tolist()),
 }
 
-def one_by_one(model, requests): return [model.decode(torch.tensor([r.ids]), r.max_new_tokens, temperature=0)[0].tolist() for r in requests]
+def one_by_one(model, requests):
+    return [model.decode(torch.tensor([r.ids]), r.max_new_tokens, temperature=0)[0].tolist()
+            for r in requests]
 
 def padded(peer, requests, slots):
     "Batches of `slots` rows, each padded to its longest prompt and written to its longest answer."
@@ -35,26 +40,35 @@ def padded(peer, requests, slots):
         T, n = max(len(r.ids) for r in part), max(r.max_new_tokens for r in part)
         idx = torch.tensor([[0]*(T - len(r.ids)) + r.ids for r in part])
         mask = torch.tensor([[0]*(T - len(r.ids)) + [1]*len(r.ids) for r in part])
-        with torch.inference_mode(): texts = peer.generate(idx, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0)
+        with torch.inference_mode():
+            texts = peer.generate(idx, attention_mask=mask, max_new_tokens=n, min_new_tokens=n,
+                                  do_sample=False, pad_token_id=0)
         out += [t[T-len(r.ids):T+r.max_new_tokens].tolist() for t, r in zip(texts, part)]
     return out
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--size', choices=SIZES, default='M')
-    p.add_argument('--mix', choices=MIXES, default='equal', help='lengths of prompts and answers (%(default)s)')
+    p.add_argument('--mix', choices=MIXES, default='equal', help='lengths of prompts and answers '
+                                                                 '(%(default)s)')
     p.add_argument('--requests', type=int, default=16, help='how many (%(default)s)')
     p.add_argument('--slots', type=int, default=16, help='how many at a time (%(default)s)')
     p.add_argument('--rounds', type=int, default=5, help='rounds (%(default)s)')
     args = p.parse_args()
     torch.manual_seed(0)
     model, g = LanguageModel(SIZES[args.size]).eval(), torch.Generator().manual_seed(0)
-    for q in model.parameters(): torch.nn.init.normal_(q, std=.05) if q.ndim > 1 else None      # so that greedy texts are not one token repeated
-    requests = [Request(torch.randint(model.config.vocab_size, (length,), generator=g), n, temperature=0) for length, n in zip(*MIXES[args.mix](args.requests, g))]
-    ways = {'one by one': lambda _: one_by_one(model, requests), 'engine': lambda engine: [t.tolist() for t in engine.generate(requests)]}
-    try: peer = to_transformers(model); ways['transformers, padded'] = lambda _: padded(peer, requests, args.slots)
+    # so that greedy texts are not one token repeated
+    for q in model.parameters(): torch.nn.init.normal_(q, std=.05) if q.ndim > 1 else None
+    requests = [Request(torch.randint(model.config.vocab_size, (length,), generator=g), n, temperature=0)
+                for length, n in zip(*MIXES[args.mix](args.requests, g))]
+    ways = {'one by one': lambda _: one_by_one(model, requests),
+            'engine': lambda engine: [t.tolist() for t in engine.generate(requests)]}
+    try:
+        peer = to_transformers(model); ways['transformers, padded'] = lambda _: padded(peer, requests,
+            args.slots)
     except ImportError: print('transformers is not installed: without it')
-    fresh = lambda: Engine(model, slots=args.slots)                                             # made before the clock starts, anew in each round: it would find the prompts in its cache
+    # made before the clock starts, anew in each round: it would find the prompts in its cache
+    fresh = lambda: Engine(model, slots=args.slots)
     texts = {name: way(fresh()) for name, way in ways.items()}                                  # warm-up
     tokens, seconds = sum(r.max_new_tokens for r in requests), {name: [] for name in ways}
     for _ in range(args.rounds):
@@ -62,11 +76,15 @@ def main():
             engine, start = fresh(), time.perf_counter()
             way(engine)
             seconds[name].append(time.perf_counter() - start)
-    print(f'size {args.size}, {args.mix}: {args.requests} requests, {sum(len(r.ids) for r in requests)} tokens read, {tokens} written, {args.slots} at a time, {torch.get_num_threads()} threads, torch {torch.__version__}')
-    print(f'{"way":22} {"tokens/s":>9} {"min":>7} {"max":>7}   {"times one by one":>16} {"min":>6} {"max":>6}   same text')
+    print(f'size {args.size}, {args.mix}: {args.requests} requests, {sum(len(r.ids) for r in requests)} '
+          f'tokens read, {tokens} written, {args.slots} at a time, {torch.get_num_threads()} threads, torch '
+          f'{torch.__version__}')
+    print(f'{"way":22} {"tokens/s":>9} {"min":>7} {"max":>7}   {"times one by one":>16} {"min":>6} '
+          f'{"max":>6}   same text')
     for name, s in seconds.items():
         ratio = [a/b for a, b in zip(seconds['one by one'], s)]
         same = sum(a == b for a, b in zip(texts[name], texts['one by one']))
-        print(f'{name:22} {tokens/median(s):9,.0f} {tokens/max(s):7,.0f} {tokens/min(s):7,.0f}   {median(ratio):16.2f} {min(ratio):6.2f} {max(ratio):6.2f}   {same} of {len(requests)}')
+        print(f'{name:22} {tokens/median(s):9,.0f} {tokens/max(s):7,.0f} {tokens/min(s):7,.0f}   '
+              f'{median(ratio):16.2f} {min(ratio):6.2f} {max(ratio):6.2f}   {same} of {len(requests)}')
 
 if __name__ == '__main__': main()

@@ -4,10 +4,15 @@ import os, shutil, socket, subprocess, sys, time, urllib.request
 import pytest
 from conftest import ROOT
 
-CHROME = os.environ.get('CHROME') or next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chromium-browser'))), None)
-ARGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
-HOW = 'no browser, so no widget was tried in one: `apt-get install chromium`, or set CHROME to the program of a Chromium or Chrome'
-SETTINGS = {'notebook-extension/tracker': '{"windowingMode":"none"}', 'apputils-extension/notification': '{"fetchNews":"false","checkForUpdates":false}'}
+NAMES = ('chromium', 'google-chrome', 'chromium-browser')
+CHROME = os.environ.get('CHROME') or next(filter(None, map(shutil.which, NAMES)), None)
+ARGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+        '--disable-background-networking', '--disable-component-update', '--disable-sync']
+HOW = ('no browser, so no widget was tried in one: `apt-get install chromium`, '
+       'or set CHROME to the program of a Chromium or Chrome')
+SETTINGS = {'notebook-extension/tracker': '{"windowingMode":"none"}',
+            'apputils-extension/notification': '{"fetchNews":"false","checkForUpdates":false}'}
+PAGE = '<!doctype html><link rel="icon" href="data:,"><body {}>{}</body>'
 
 @pytest.fixture(scope='session')
 def browser():
@@ -28,13 +33,16 @@ def watched(context):
 
 @pytest.fixture
 def show(browser):
-    "show(html) opens a page that has no network; at the end it must have asked for nothing and complained about nothing."
+    "show(html) opens a page without network; at the end it must have asked and complained about nothing."
     pages = []
     def f(html, body='', script=True, **about):
-        context = browser.new_context(**dict(viewport={'width': 900, 'height': 800}, color_scheme='light', java_script_enabled=script) | about)
+        size = {'width': 900, 'height': 800}
+        about = dict(viewport=size, color_scheme='light', java_script_enabled=script) | about
+        context = browser.new_context(**about)
         context.set_default_timeout(5000); page = watched(context); page.asked = []; pages.append(page)
         def answer(route):
-            if route.request.url == 'http://page.test/': return route.fulfill(content_type='text/html', body=f'<!doctype html><link rel="icon" href="data:,"><body {body}>{html}</body>')
+            if route.request.url == 'http://page.test/':
+                return route.fulfill(content_type='text/html', body=PAGE.format(body, html))
             page.asked.append(route.request.url); route.abort()
         context.route('**/*', answer)
         page.goto('http://page.test/')
@@ -44,21 +52,28 @@ def show(browser):
 
 @pytest.fixture(scope='session')
 def lab(tmp_path_factory):
-    "The address and folder of a JupyterLab that serves a copy of nbs/, so that no run touches the tracked notebooks."
+    "The address and folder of a JupyterLab on a copy of nbs/, so that no run touches the tracked notebooks."
     tmp = tmp_path_factory.mktemp('lab')
     shutil.copytree(ROOT/'nbs', tmp/'nbs')
     for plugin, text in SETTINGS.items():
-        f = tmp/'settings'/'@jupyterlab'/f'{plugin}.jupyterlab-settings'; f.parent.mkdir(parents=True, exist_ok=True); f.write_text(text)
+        f = tmp/'settings'/'@jupyterlab'/f'{plugin}.jupyterlab-settings'
+        f.parent.mkdir(parents=True, exist_ok=True); f.write_text(text)
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    env = dict(os.environ, JUPYTER_CONFIG_DIR=str(tmp/'config'), JUPYTER_DATA_DIR=str(tmp/'data'), JUPYTERLAB_SETTINGS_DIR=str(tmp/'settings'), JUPYTERLAB_WORKSPACES_DIR=str(tmp/'ws'))
+    env = dict(os.environ, JUPYTER_CONFIG_DIR=str(tmp/'config'), JUPYTER_DATA_DIR=str(tmp/'data'),
+               JUPYTERLAB_SETTINGS_DIR=str(tmp/'settings'), JUPYTERLAB_WORKSPACES_DIR=str(tmp/'ws'))
+    options = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}',
+               '--ServerApp.port_retries=0', f'--ServerApp.root_dir={tmp/"nbs"}',
+               '--IdentityProvider.token=', '--expose-app-in-browser']
     with open(tmp/'lab.log', 'w') as log:
-        process = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
-            '--IdentityProvider.token=', '--expose-app-in-browser', f'--ServerApp.root_dir={tmp/"nbs"}'], env=env, stdout=log, stderr=log)
+        command = [sys.executable, '-m', 'jupyterlab', *options]
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     url, deadline = f'http://127.0.0.1:{port}', time.monotonic() + 90
     while True:
         try: urllib.request.urlopen(url + '/api/status', timeout=2); break
         except OSError:
-            if process.poll() is not None or time.monotonic() > deadline: process.kill(); pytest.fail((tmp/'lab.log').read_text()[-2000:])
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                pytest.fail((tmp/'lab.log').read_text()[-2000:])
             time.sleep(.25)
     yield url, tmp/'nbs'
     process.terminate()                                                # shuts its kernels down as well
@@ -74,20 +89,26 @@ class Notebook:
     def python(self, code):
         "Run code in the notebook's kernel and return what it prints."
         return self.page.evaluate("""async code => {
-            const k = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel, f = k.requestExecute({ code }); let out = '';
-            f.onIOPub = m => { out += m.content.text ?? (m.content.evalue ? m.content.ename + ': ' + m.content.evalue : ''); };
+            const k = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+            const f = k.requestExecute({ code }), error = c => c.evalue ? c.ename + ': ' + c.evalue : '';
+            let out = '';
+            f.onIOPub = m => { out += m.content.text ?? error(m.content); };
             await f.done; return out; }""", code).strip()
 
     def run_all(self, timeout=150):
         "Run every cell, wait until all are done, and raise with the first error's text."
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        self.page.wait_for_function("""() => {
+        done = """() => {
             const w = window.jupyterapp.shell.currentWidget, k = w.sessionContext.session?.kernel;
-            const code = [...w.content.model.cells].filter(c => c.type === 'code' && c.sharedModel.source.trim());
+            const code = [...w.content.model.cells]
+                .filter(c => c.type === 'code' && c.sharedModel.source.trim());
             const failed = code.some(c => c.outputs.toJSON().some(o => o.output_type === 'error'));
-            return k?.status === 'idle' && (failed || code.every(c => c.executionCount !== null && c.executionState !== 'running')); }""", timeout=1000*timeout)
-        errors = self.page.evaluate("""() => [...window.jupyterapp.shell.currentWidget.content.model.cells].filter(c => c.type === 'code')
-            .flatMap(c => c.outputs.toJSON()).filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)""")
+            const ran = c => c.executionCount !== null && c.executionState !== 'running';
+            return k?.status === 'idle' && (failed || code.every(ran)); }"""
+        self.page.wait_for_function(done, timeout=1000*timeout)
+        errors = self.page.evaluate("""() => [...window.jupyterapp.shell.currentWidget.content.model.cells]
+            .filter(c => c.type === 'code').flatMap(c => c.outputs.toJSON())
+            .filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)""")
         assert not errors, errors
         return self
 
@@ -96,11 +117,13 @@ def open_notebook(lab, browser):
     "open_notebook(name) opens a notebook in JupyterLab and waits for its kernel."
     pages = []
     def f(name, **about):
-        page = watched(browser.new_context(viewport={'width': 1300, 'height': 1000}, **about)); pages.append(page)
+        page = watched(browser.new_context(viewport={'width': 1300, 'height': 1000}, **about))
+        pages.append(page)
         page.set_default_timeout(10000)
         page.goto(f'{lab[0]}/lab/tree/{name}?reset')
-        page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.context?.isReady", timeout=60000)
-        page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status === 'idle'", timeout=60000)
+        current = 'window.jupyterapp?.shell?.currentWidget'
+        for ready in ('context?.isReady', "sessionContext?.session?.kernel?.status === 'idle'"):
+            page.wait_for_function(f'() => {current}?.{ready}', timeout=60000)
         return Notebook(page)
     yield f
     for page in pages: page.context.close()

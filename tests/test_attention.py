@@ -2,24 +2,28 @@ from math import exp, sqrt
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from torch.nn import functional as F
 
-from tinylm import ATTENTION, CausalSelfAttention, LMConfig, attention_weights, causal_attention, causal_mask, fused_attention
+from helpers import quick
+from tinylm import ATTENTION, CausalSelfAttention, Fresh, LMConfig
+from tinylm import attention_weights, causal_attention, causal_mask, fused_attention
 
-quick = settings(deadline=None, max_examples=40)
+def alone(x, name='fused'): return Fresh(torch.arange(x.shape[1])[None], ATTENTION[name])
 
 @st.composite
 def queries_keys_values(draw):
     "Random q (B, H, T, D) and k, v (B, H, S, D) with S at least T."
-    B, H, T, earlier, D, seed = (draw(st.integers(low, high)) for low, high in [(1, 3), (1, 3), (1, 6), (0, 5), (1, 5), (0, 999)])
+    B, H, T, earlier, D, seed = (draw(st.integers(low, high)) for low,
+                                 high in [(1, 3), (1, 3), (1, 6), (0, 5), (1, 5), (0, 999)])
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(B, H, n, D, generator=generator) for n in (T, T+earlier, T+earlier)]
 
 @st.composite
 def layers(draw):
     "A CausalSelfAttention of H heads and an input x (B, T, C)."
-    H, D, B, T, seed = (draw(st.integers(low, high)) for low, high in [(1, 5), (1, 5), (1, 3), (1, 7), (0, 999)])
+    H, D, B, T, seed = (draw(st.integers(low, high)) for low,
+                        high in [(1, 5), (1, 5), (1, 3), (1, 7), (0, 999)])
     torch.manual_seed(seed)
     return CausalSelfAttention(H*D, H, bias=draw(st.booleans())), torch.randn(B, T, H*D)
 
@@ -38,10 +42,12 @@ def test_without_earlier_keys_the_mask_is_square(): assert torch.equal(causal_ma
 
 @pytest.mark.parametrize('T, S', [(0, 4), (-1, 4), (5, 4), (1, 0), (0, 0)])
 def test_more_queries_than_keys_or_none_are_refused(T, S):
-    with pytest.raises(ValueError, match=f'{T} queries at the end of {S} keys: expected 0 < T <= S'): causal_mask(T, S)
+    with pytest.raises(ValueError, match=f'{T} queries at the end of {S} keys: expected 0 < T <= S'):
+        causal_mask(T, S)
 
 def test_attention_to_fewer_keys_than_queries_is_refused():
-    with pytest.raises(ValueError, match='3 queries at the end of 2 keys'): causal_attention(torch.ones(3, 4), torch.ones(2, 4), torch.ones(2, 4))
+    with pytest.raises(ValueError, match='3 queries at the end of 2 keys'):
+        causal_attention(torch.ones(3, 4), torch.ones(2, 4), torch.ones(2, 4))
 
 # --- the reference
 
@@ -50,7 +56,8 @@ def test_attention_to_fewer_keys_than_queries_is_refused():
 def test_attention_is_the_loop_over_every_query_and_key(qkv):
     q, k, v = qkv
     T, S, D = q.shape[-2], k.shape[-2], q.shape[-1]
-    for queries, keys, values, got in zip(*(t.flatten(0, 1).tolist() for t in (q, k, v, causal_attention(q, k, v)))):
+    for queries, keys, values, got in zip(*(t.flatten(0, 1).tolist()
+                                            for t in (q, k, v, causal_attention(q, k, v)))):
         for t in range(T):
             seen = S-T+t+1
             takes = [exp(sum(a*b for a, b in zip(queries[t], keys[s]))/sqrt(D)) for s in range(seen)]
@@ -88,7 +95,8 @@ def test_a_changed_position_moves_no_output_before_it(qkv, data):
 @given(queries_keys_values())
 def test_batch_and_heads_are_optional(qkv):
     q, k, v = qkv
-    assert torch.allclose(causal_attention(q[0, 0], k[0, 0], v[0, 0]), causal_attention(q, k, v)[0, 0], atol=1e-6)
+    assert torch.allclose(causal_attention(q[0, 0], k[0, 0], v[0, 0]), causal_attention(q, k, v)[0, 0],
+                          atol=1e-6)
 
 def test_scores_beyond_the_range_of_exp_stay_finite():
     q = k = torch.full((1, 1, 3, 4), 100.)
@@ -101,38 +109,40 @@ def test_scores_beyond_the_range_of_exp_stay_finite():
 def test_the_layer_equals_the_reference_by_its_own_heads(layer_and_x):
     layer, x = layer_and_x
     heads = causal_attention(*layer.heads(x))
-    want = layer.proj(torch.cat([heads[:, h] for h in range(layer.n_head)], -1))
-    assert torch.allclose(layer(x), want, atol=1e-5)
+    want = layer.proj(torch.cat([heads[:, h] for h in range(heads.shape[1])], -1))
+    assert torch.allclose(layer(x, alone(x)), want, atol=1e-5)
 
 @quick
 @given(layers())
 def test_a_head_owns_its_slice_of_the_queries_the_keys_and_the_values(layer_and_x):
     layer, x = layer_and_x
-    wide = layer.qkv(x).split(x.shape[-1] // layer.n_head, -1)        # q of each head, k of each head, v of each head
+    wide = layer.qkv(x).split(layer.head_size, -1)        # q of each head, k of each head, v of each head
     for i, got in enumerate(layer.heads(x)):
-        for h in range(layer.n_head): assert torch.equal(got[:, h], wide[i*layer.n_head + h])
+        H = layer.widths[0]//layer.head_size
+        for h in range(H): assert torch.equal(got[:, h], wide[i*H + h])
 
 @quick
 @given(layers(), st.data())
 def test_the_layer_lets_nothing_flow_back(layer_and_x, data):
     layer, x = layer_and_x
     j = data.draw(st.integers(0, x.shape[1]-1))
-    before = layer(x)
+    before = layer(x, alone(x))
     x[:, j] += 10
-    assert torch.allclose(layer(x)[:, :j], before[:, :j], atol=1e-5)
+    assert torch.allclose(layer(x, alone(x))[:, :j], before[:, :j], atol=1e-5)
 
 def test_dropout_works_in_training_only():
     torch.manual_seed(0)
     layer, x = CausalSelfAttention(8, 2, dropout=.5), torch.randn(2, 6, 8)
     plain = CausalSelfAttention(8, 2)
     plain.load_state_dict(layer.state_dict())
-    assert not torch.equal(layer.train()(x), layer(x))
-    assert torch.equal(layer.eval()(x), plain.eval()(x))
-    assert torch.equal(plain.train()(x), plain.eval()(x))
+    assert not torch.equal(layer.train()(x, alone(x)), layer(x, alone(x)))
+    assert torch.equal(layer.eval()(x, alone(x)), plain.eval()(x, alone(x)))
+    assert torch.equal(plain.train()(x, alone(x)), plain.eval()(x, alone(x)))
 
 @pytest.mark.parametrize('bias', [True, False])
 def test_the_constants_are_there_only_with_bias(bias):
-    assert {n for n, _ in CausalSelfAttention(8, 2, bias).named_parameters()} == {'qkv.weight', 'proj.weight'} | ({'qkv.bias', 'proj.bias'} if bias else set())
+    assert {n for n, _ in CausalSelfAttention(8, 2, bias).named_parameters()} == {'qkv.weight',
+        'proj.weight'} | ({'qkv.bias', 'proj.bias'} if bias else set())
 
 def test_channels_that_the_heads_cannot_share_are_refused():
     with pytest.raises(ValueError, match='n_embd 10 is not divisible by n_head 4'): CausalSelfAttention(10, 4)
@@ -144,7 +154,8 @@ def test_a_count_of_heads_below_one_is_refused(n_head):
 # --- the ways to compute attention
 
 @quick
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(0, 9), st.integers(1, 8), st.booleans(), st.data())
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(0, 9), st.integers(1, 8),
+       st.booleans(), st.data())
 def test_every_way_gives_what_the_reference_gives(B, H, T, more, D, masked, data):
     torch.manual_seed(data.draw(st.integers(0, 99)))
     q, k, v = torch.randn(B, H, T, D), torch.randn(B, H, T+more, D), torch.randn(B, H, T+more, D)
@@ -164,5 +175,20 @@ def test_heads_without_a_batch_see_no_future_in_a_chunk():
 
 @pytest.mark.parametrize('name', ['nope', ['fused'], None])
 def test_an_attention_of_no_name_is_refused(name):
-    for make in (lambda: CausalSelfAttention(8, 2, attention=name), lambda: LMConfig(attention=name)):
-        with pytest.raises(ValueError, match='^attention is .*: expected one of reference, fused'): make()
+    with pytest.raises(ValueError, match='^attention is .*: expected one of reference, fused'):
+        LMConfig(attention=name)
+
+@pytest.mark.parametrize('G', [3, -1, True, 1.5])
+def test_heads_that_cannot_share_keys_are_refused(G):
+    with pytest.raises(ValueError, match=f'n_kv_head'): CausalSelfAttention(8, 4, n_kv_head=G)
+
+@quick
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 6),
+       st.booleans())
+def test_fewer_heads_for_keys_have_fewer_weights(G, per_group, D, B, T, bias):
+    torch.manual_seed(0)
+    layer, x = CausalSelfAttention(G*per_group*D, G*per_group, bias, n_kv_head=G), torch.randn(B, T,
+        G*per_group*D)
+    q, k, v = layer.heads(x)
+    assert q.shape == (B, G*per_group, T, D) and k.shape == v.shape == (B, G, T, D)
+    assert layer.qkv.weight.numel() == (G*per_group + 2*G)*D*x.shape[-1]

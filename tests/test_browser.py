@@ -18,18 +18,24 @@ from tinylm.widgets import AttentionMap, BatchTimeline, DecodeTimeline, TokenPro
 
 TEXT = 'a bad cafe\nabc'
 
-def choose(card, label, value): card.get_by_role('group', name=label, exact=True).get_by_text(str(value), exact=True).click()
+SHADOW = "document.querySelector('.tinylm-widget').shadowRoot"
 
-def settle(card): card.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+def choose(card, label, value):
+    card.get_by_role('group', name=label, exact=True).get_by_text(str(value), exact=True).click()
+
+def settle(card):
+    card.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 def slide(card, label, value):
-    "Move a slider as a hand does: the value, the event, and time to draw, since the end of one slider may depend on another."
-    card.get_by_label(label, exact=True).evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input', { bubbles: true })); }", str(value))
+    "Move a slider as a hand does: the value, the event, and time to draw (it may move another one's end)."
+    move = "(e, v) => { e.value = v; e.dispatchEvent(new Event('input', { bubbles: true })); }"
+    card.get_by_label(label, exact=True).evaluate(move, str(value))
     settle(card)
 
 def cell(card, q, k, T):
     "Put the mouse on a cell of the map."
-    canvas = card.locator('.map canvas'); canvas.scroll_into_view_if_needed(); box = canvas.bounding_box(); side = (box['width'] - 34)/T
+    canvas = card.locator('.map canvas'); canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box(); side = (box['width'] - 34)/T
     card.page.mouse.move(box['x'] + 30 + (k + .5)*side, box['y'] + 30 + (q + .5)*side)
     settle(card)
 
@@ -65,7 +71,8 @@ def test_keys_move_the_query_and_the_key(show):
     for key in ('ArrowUp', 'ArrowUp', 'ArrowLeft', 'ArrowLeft', 'ArrowLeft', 'ArrowRight'): canvas.press(key)
     settle(card)
     assert abs(weight(card) - w.maps[0][0, 0, T-3, T-5]) < 1e-4
-    assert f'({T-3})' in canvas.get_attribute('aria-label') and f'({T-5})' in canvas.get_attribute('aria-label')
+    label = canvas.get_attribute('aria-label')
+    assert f'({T-3})' in label and f'({T-5})' in label
     canvas.press('Home'); settle(card)
     assert weight(card) == 1
 
@@ -87,17 +94,20 @@ def test_a_small_map_is_enlarged(show):
     assert card.locator('.grid button[aria-pressed=true]').get_attribute('data-layer') == '1'
 
 def work(passes, step):
-    "What pass `step` computes, pair by pair: with a cache, without, and how much of that is not new; and the sums so far."
+    "What pass `step` computes, pair by pair: with a cache, without, and again; and the sums so far."
     known, with_, without = set(), [], []
     for i in range(step + 1):
         end = sum(passes[:i+1]); pairs = {(q, k) for q in range(end) for k in range(q + 1)}
         with_.append(len(pairs - known)); without.append(len(pairs)); known |= pairs
-    return [[passes[step], end], [with_[-1], without[-1]], [0, without[-1] - with_[-1]]], [sum(with_), sum(without)]
+    new, all_ = with_[-1], without[-1]
+    return [[passes[step], end], [new, all_], [0, all_ - new]], [sum(with_), sum(without)]
 
 def facts(card):
     number = lambda text: int(text.replace(',', ''))
     settle(card)
-    return [[number(t) for t in row.locator('td').all_inner_texts()[1:]] for row in card.locator('tr[data-fact]').all()], [number(t) for t in card.locator('.bars output').all_inner_texts()]
+    rows = [[number(t) for t in row.locator('td').all_inner_texts()[1:]]
+            for row in card.locator('tr[data-fact]').all()]
+    return rows, [number(t) for t in card.locator('.bars output').all_inner_texts()]
 
 def test_phases_count_the_work_of_each_pass(show):
     T, card = len(TEXT), show(AttentionMap(small(), TEXT, view='phases').to_html()).locator('.tlm')
@@ -116,7 +126,8 @@ def test_phases_count_the_work_of_each_pass(show):
 def test_play_goes_through_the_passes(show):
     card = show(AttentionMap(small(), 'abcd', view='phases', prompt=2).to_html()).locator('.tlm')
     card.get_by_role('button', name='play').click()
-    card.page.wait_for_function("() => document.querySelector('.tinylm-widget').shadowRoot.querySelector('.slide:nth-child(2) output').textContent === '3 of 3'")
+    card.page.wait_for_function(
+        f"() => {SHADOW}.querySelector('.slide:nth-child(2) output').textContent === '3 of 3'")
     card.get_by_role('button', name='play').wait_for()
 
 def test_chunks_are_rectangles(show):
@@ -135,49 +146,59 @@ def test_256_tokens_are_drawn_not_built(show):
     for q, k in ((255, 3), (200, 100), (100, 0)):
         cell(card, q, k, 256)
         assert abs(weight(card) - w.maps[0][0, 0, q, k]) < 1e-4
-    assert page.evaluate("() => document.querySelector('.tinylm-widget').shadowRoot.querySelectorAll('*').length") < 1000
+    assert page.evaluate(f"() => {SHADOW}.querySelectorAll('*').length") < 1000
 
 # --- the timeline
+
+UNITS = {'kB': 1e3, 'MB': 1e6, 'thousand': 1e3, 'million': 1e6, 'billion': 1e9, '': 1}
 
 def lines(): return {'cached': timeline(16), 'naive': timeline(16, use_cache=False)}
 
 def check_timeline(card, data):
     first = data['series'][0]; n = len(first['ms'])
-    plot = card.locator('svg.plot'); plot.scroll_into_view_if_needed(); box = plot.bounding_box(); band = (box['width'] - 74)/n
+    plot = card.locator('svg.plot'); plot.scroll_into_view_if_needed()
+    box = plot.bounding_box(); band = (box['width'] - 74)/n
     for i in (0, n//2, n-1):
         card.page.mouse.move(box['x'] + 66 + (i + .5)*band, box['y'] + box['height']*.6); settle(card)
         for s in data['series']:
-            token, time, size, flops, read = card.locator(f'tr[data-name="{s["name"]}"] td').all_inner_texts()[1:]
-            assert token == f'{s["tokens"][i]} ({i+1})' and abs(float(time.split()[0]) - s['ms'][i]) < 6e-4 and read == str(s['read'][i])
+            cells = card.locator(f'tr[data-name="{s["name"]}"] td').all_inner_texts()
+            token, time, size, flops, read = cells[1:]
+            assert token == f'{s["tokens"][i]} ({i+1})' and read == str(s['read'][i])
+            assert abs(float(time.split()[0]) - s['ms'][i]) < 6e-4
             for shown, want in ((size, s['bytes'][i]), (flops, s['flops'][i])):
-                scale = next(v for k, v in {'kB': 1e3, 'MB': 1e6, 'thousand': 1e3, 'million': 1e6, 'billion': 1e9, '': 1}.items() if k in shown)
+                scale = next(v for k, v in UNITS.items() if k in shown)
                 assert abs(float(shown.split()[0])*scale - want) < .006*want
         assert card.locator('.t.now').inner_text() == first['tokens'][i]
     card.page.mouse.move(1, 1); settle(card)
 
 def test_the_timeline_shows_time_cause_and_text(show):
-    w = DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd'); card = show(w.to_html()).locator('.tlm')
+    w = DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd')
+    card = show(w.to_html()).locator('.tlm')
     check_timeline(card, w.data)
-    card.locator('.t').nth(4 + 6).click(); card.page.mouse.move(1, 1); settle(card)                # four tokens of prompt, then the seventh new one
+    card.locator('.t').nth(4 + 6).click()                    # four tokens of prompt, then the seventh new one
+    card.page.mouse.move(1, 1); settle(card)
     assert f'{w.data["series"][0]["ms"][6]:.3f} ms' in card.locator('tr[data-name="cached"]').inner_text()
     card.locator('svg.plot').press('ArrowLeft'); settle(card)
     assert f'{w.data["series"][0]["ms"][5]:.3f} ms' in card.locator('tr[data-name="cached"]').inner_text()
 
 def heights(card, chart, series):
     settle(card)
-    all_ = card.locator(f'rect[data-series="{series}"]').evaluate_all("es => es.map(e => [+e.getAttribute('height'), +e.dataset.token])")
-    n = len(all_)//2
-    return [h for h, _ in all_[chart*n:(chart+1)*n]]
+    bars = card.locator(f'rect[data-series="{series}"]')
+    high = bars.evaluate_all("es => es.map(e => +e.getAttribute('height'))")
+    n = len(high)//2
+    return high[chart*n:(chart+1)*n]
 
-@pytest.mark.parametrize('label, key', [('bytes moved', 'bytes'), ('FLOPs', 'flops'), ('tokens read', 'read')])
+@pytest.mark.parametrize('label, key',
+    [('bytes moved', 'bytes'), ('FLOPs', 'flops'), ('tokens read', 'read')])
 def test_bars_are_as_high_as_what_they_mean(show, label, key):
-    w = DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd'); card = show(w.to_html()).locator('.tlm')
+    w = DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd')
+    card = show(w.to_html()).locator('.tlm')
     choose(card, 'Cause', label)
     for i, s in enumerate(w.data['series']):
         for chart, values in ((0, s['ms']), (1, s[key])):
             got = heights(card, chart, i)
             unit = got[values.index(max(values))]/max(values)
-            assert all(abs(h - max(1, unit*v)) < .02 for h, v in zip(got, values))                 # from zero, and no bar cut
+            assert all(abs(h - max(1, unit*v)) < .02 for h, v in zip(got, values)) # from zero, no bar cut
 
 def test_odd_timelines_are_drawn(show):
     nothing, long = Timeline([.1]*3, [Ledger()]*3, [1, 2, 3]), 'x'*300
@@ -186,7 +207,8 @@ def test_odd_timelines_are_drawn(show):
         page = show(DecodeTimeline(lines).to_html()); card = page.locator('.tlm')
         for label in ('FLOPs', 'bytes moved'): choose(card, 'Cause', label); settle(card)
         assert card.locator('rect[data-token]').count() == 6*len(lines)
-        assert card.locator('.seg').filter(has_text='FLOPs').inner_text().split('\n') == ['bytes moved', 'FLOPs']     # tokens read: not all of them say
+        offered = card.locator('.seg').filter(has_text='FLOPs').inner_text().split('\n')
+        assert offered == ['bytes moved', 'FLOPs']                     # tokens read: not all of them say
         assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
 
 def test_a_logarithmic_axis_says_so(show):
@@ -196,55 +218,74 @@ def test_a_logarithmic_axis_says_so(show):
     ms, got = w.data['series'][1]['ms'], heights(card, 0, 1)
     assert 'it does not start at 0' in card.locator('svg.plot').inner_html()
     low, high = ms.index(min(ms)), ms.index(max(ms))
-    for i, v in enumerate(ms): assert abs((got[i] - got[low])/(got[high] - got[low]) - math.log(v/ms[low])/math.log(ms[high]/ms[low])) < .02
+    for i, v in enumerate(ms):
+        want = math.log(v/ms[low])/math.log(ms[high]/ms[low])
+        assert abs((got[i] - got[low])/(got[high] - got[low]) - want) < .02
 
 def test_the_cliff_stands_where_the_window_is_full(show):
-    card = show(DecodeTimeline(lines()).to_html()).locator('.tlm'); settle(card)                   # block_size 16, prompt 4: the 14th token needs position 17
+    card = show(DecodeTimeline(lines()).to_html()).locator('.tlm'); settle(card)
     x = float(card.locator('line.cliff').get_attribute('x1'))
-    left = {e['t']: e['x'] for e in card.locator('rect[data-series="0"]').evaluate_all("es => es.map(e => ({ t: +e.dataset.token, x: +e.getAttribute('x') }))")}
-    assert left[12] < x <= left[13]
+    bars = card.locator('rect[data-series="0"]')
+    left = dict(bars.evaluate_all("es => es.map(e => [+e.dataset.token, +e.getAttribute('x')])"))
+    assert left[12] < x <= left[13]               # block_size 16, prompt 4: the 14th token needs position 17
 
 # --- batches
 
 PHASES = {'read': 'prefill', 'write': 'decode'}
 
+def check_step(chart, step, slots, shown):
+    "What stands beside one chart in one step."
+    jobs = {j['slot']: j for j in step['jobs']}
+    for slot in range(slots):
+        want, got = jobs.get(slot), chart.locator(f'tr[data-slot="{slot}"] td').all_inner_texts()
+        if not want: assert got == ['–']*4; continue
+        wrote = '–' if want['wrote'] is None else shown(want['wrote'])
+        assert got == [str(want['request']), PHASES[want['phase']], str(want['tokens']), wrote]
+    facts = dict(read=sum(j['tokens'] for j in step['jobs']),
+                 written=sum(j['wrote'] is not None for j in step['jobs']),
+                 waiting=', '.join(map(str, step['waiting'])) or 'nobody',
+                 free=step['free'], passes=step['passes'], ms=f'{1e3*step["seconds"]:.2f} ms')
+    got = {f.get_attribute('data-fact'): f.inner_text() for f in chart.locator('[data-fact]').all()}
+    assert got == {k: str(v) for k, v in facts.items()}
+
 def check_batches(card, records, shown=str):
     "Every chart at several steps, place by place, against the record."
+    assert card.locator('.batch').count() == len(records)
     for i in sorted({0, 1, 4, max(len(r['steps']) for r in records.values()) - 1}):
         slide(card, 'Step', i)
         for chart, record in zip(card.locator('.batch').all(), records.values()):
-            if i >= len(record['steps']): assert 'done after' in chart.locator('.note').inner_text(); continue
-            step = record['steps'][i]; jobs = {j['slot']: j for j in step['jobs']}
-            for slot in range(record['slots']):
-                want, got = jobs.get(slot), chart.locator(f'tr[data-slot="{slot}"] td').all_inner_texts()
-                assert got == ([str(want['request']), PHASES[want['phase']], str(want['tokens']), '–' if want['wrote'] is None else shown(want['wrote'])] if want else ['–']*4)
-            wrote = sum(j['wrote'] is not None for j in step['jobs'])
-            facts = dict(read=sum(j['tokens'] for j in step['jobs']), written=wrote, waiting=', '.join(map(str, step['waiting'])) or 'nobody', free=step['free'], passes=step['passes'], ms=f'{1e3*step["seconds"]:.2f} ms')
-            assert {f.get_attribute('data-fact'): f.inner_text() for f in chart.locator('[data-fact]').all()} == {k: str(v) for k, v in facts.items()}
+            if i < len(record['steps']): check_step(chart, record['steps'][i], record['slots'], shown)
+            else: assert 'done after' in chart.locator('.note').inner_text()
 
-def steps_of(record, r): return [(i + 1, j) for i, s in enumerate(record['steps']) for j in s['jobs'] if j['request'] == r]
+def steps_of(record, r):
+    return [(i + 1, j) for i, s in enumerate(record['steps']) for j in s['jobs'] if j['request'] == r]
 
 def check_request(card, records, r):
     "The request is bright in all charts, all others are pale, and the table says when it worked."
     settle(card)
-    for chart, way, record in zip(card.locator('.batch').all(), card.locator('tr[data-way]').all(), records.values()):
+    charts, ways = card.locator('.batch').all(), card.locator('tr[data-way]').all()
+    for chart, way, record in zip(charts, ways, records.values()):
         mine = steps_of(record, r); wrote = [i for i, j in mine if j['wrote'] is not None]
-        bright = chart.locator('rect[data-request]:not(.dim)').evaluate_all("es => es.map(e => [+e.dataset.request, +e.dataset.step + 1])")
-        assert sorted(bright) == [[r, i] for i, _ in mine]
-        assert way.locator('td').all_inner_texts()[1:] == [str(n) for n in (mine[0][0], wrote[0], wrote[-1], len(mine))]
+        bright = chart.locator('rect[data-request]:not(.dim)')
+        about = bright.evaluate_all("es => es.map(e => [+e.dataset.request, +e.dataset.step + 1])")
+        assert sorted(about) == [[r, i] for i, _ in mine]
+        want = [str(n) for n in (mine[0][0], wrote[0], wrote[-1], len(mine))]
+        assert way.locator('td').all_inner_texts()[1:] == want
 
 def test_every_step_of_a_batch_is_that_of_the_record(show):
     records = batches(); check_batches(show(BatchTimeline(records).to_html()).locator('.tlm'), records)
 
 def test_a_bar_for_each_job_in_the_colour_of_its_phase(show):
     records = batches(); card = show(BatchTimeline(records).to_html()).locator('.tlm'); settle(card)
-    unit = {}
+    unit, about = {}, """es => es.map(e => [+e.dataset.step, +e.dataset.request,
+        e.classList.contains('prefill') ? 'read' : 'write', +e.getAttribute('x')])"""
     for chart, record in zip(card.locator('.batch').all(), records.values()):
-        got = chart.locator('rect[data-request]').evaluate_all("es => es.map(e => [+e.dataset.step, +e.dataset.request, e.classList.contains('prefill') ? 'read' : 'write', +e.getAttribute('x')])")
-        assert sorted(g[:3] for g in got) == sorted([i, j['request'], j['phase']] for i, s in enumerate(record['steps']) for j in s['jobs'])
-        for i, _, _, x in got: assert abs(unit.setdefault(i, x) - x) < .01                       # one axis for all
-        idle = sum(record['slots'] - len(s['jobs']) for s in record['steps'])
-        assert f'{idle} of {record["slots"]*len(record["steps"])} places without work' in chart.locator('.head').inner_text()
+        steps, got = record['steps'], chart.locator('rect[data-request]').evaluate_all(about)
+        want = [[i, j['request'], j['phase']] for i, s in enumerate(steps) for j in s['jobs']]
+        assert sorted(g[:3] for g in got) == sorted(want)
+        for i, _, _, x in got: assert abs(unit.setdefault(i, x) - x) < .01      # one axis for all
+        idle, places = sum(record['slots'] - len(s['jobs']) for s in steps), record['slots']*len(steps)
+        assert f'{idle} of {places} places without work' in chart.locator('.head').inner_text()
 
 def test_a_request_is_followed_through_all_charts(show):
     records = batches(); card = show(BatchTimeline(records).to_html()).locator('.tlm'); settle(card)
@@ -255,14 +296,16 @@ def test_a_request_is_followed_through_all_charts(show):
     i, job = steps_of(records['chunks'], 3)[0]
     assert card.locator('.slide output').inner_text().startswith(f'{i} of ')
     plot = card.locator('svg.plot').nth(1); plot.press('ArrowDown'); check_request(card, records, 4)
-    plot.press('ArrowRight'); settle(card); assert card.locator('.slide output').inner_text().startswith(f'{i+1} of ') and f'step {i+1}' in plot.get_attribute('aria-label')
+    plot.press('ArrowRight'); settle(card)
+    assert card.locator('.slide output').inner_text().startswith(f'{i+1} of ')
+    assert f'step {i+1}' in plot.get_attribute('aria-label')
     plot.press('Escape'); settle(card); assert card.locator('.dim').count() == 0
 
 def test_play_goes_through_the_steps_of_all_charts(show):
     records = batches(); n = max(len(r['steps']) for r in records.values())
     card = show(BatchTimeline(records, step=n-3).to_html()).locator('.tlm')
     card.get_by_role('button', name='play').click()
-    card.page.wait_for_function(f"() => document.querySelector('.tinylm-widget').shadowRoot.querySelector('.slide output').textContent === '{n} of {n}'")
+    card.page.wait_for_function(f"() => {SHADOW}.querySelector('.slide output').textContent === '{n} of {n}'")
     card.get_by_role('button', name='play').wait_for()
     assert len(set(card.locator('.headline').evaluate_all("es => es.map(e => e.getAttribute('x'))"))) == 1
 
@@ -271,10 +314,13 @@ def test_play_goes_through_the_steps_of_all_charts(show):
 def check_probabilities(card, logits, **dials):
     settle(card)
     want, uncut = probabilities(logits, **dials), probabilities(logits, dials.get('temperature', 1))
-    for row in card.locator('li[data-id]').evaluate_all("es => es.map(e => [+e.dataset.id, +e.querySelector('output').textContent, e.className, e.querySelector('.why').textContent])"):
-        assert abs(row[1] - want[row[0]]) < 6e-5, (dials, row)
-        assert (row[2] == 'cut') == bool(row[3]), (dials, row)
-        if want[row[0]] > 0 or uncut[row[0]] > 0: assert (row[2] == 'cut') == bool(want[row[0]] == 0), (dials, row)     # else nobody sees a difference
+    rows = card.locator('li[data-id]').evaluate_all("""es => es.map(e => [+e.dataset.id,
+        +e.querySelector('output').textContent, e.className, e.querySelector('.why').textContent])""")
+    for id_, p, kind, why in rows:
+        assert abs(p - want[id_]) < 6e-5, (dials, id_, p)
+        assert (kind == 'cut') == bool(why), (dials, id_, why)
+        if want[id_] > 0 or uncut[id_] > 0:                            # else nobody sees a difference
+            assert (kind == 'cut') == bool(want[id_] == 0), (dials, id_, p)
 
 def test_dials_agree_with_the_library(show):
     w = TokenProbabilities(small(), TEXT); card = show(w.to_html()).locator('.tlm')
@@ -301,7 +347,8 @@ def test_draws_repeat_and_follow_the_distribution(show):
     for n in range(1, 6):
         settle(card)
         u = mulberry(5, n); want = order[int((best.cumsum(0) <= u).sum())]
-        assert card.locator('.say .hit').inner_text() == w.data['tokens'][want] and f'{u:.4f}' in card.locator('.say').inner_text()
+        assert card.locator('.say .hit').inner_text() == w.data['tokens'][want]
+        assert f'{u:.4f}' in card.locator('.say').inner_text()
         assert card.locator('li.drawn').get_attribute('data-id') == str(want.item())
         assert card.locator('.draws code').count() == n
         card.get_by_role('button', name='draw').click()
@@ -311,29 +358,47 @@ def test_draws_repeat_and_follow_the_distribution(show):
 @pytest.mark.parametrize('i', range(4))
 def test_tokens_run_nothing_and_are_shown(show, i):
     page = show(widgets()[i].to_html()); card = page.locator('.tlm'); settle(card)
-    for view in ('all heads', 'phases', 'one head') if i == 0 else (): choose(card, 'View', view); settle(card)
+    for view in ('all heads', 'phases', 'one head') if i == 0 else ():
+        choose(card, 'View', view); settle(card)
     card.locator('canvas, svg.plot, .scroll').first.hover(); settle(card)
     if i == 3:
-        for step in range(len(EVIL)): slide(card, 'Step', step); assert card.locator('tr[data-slot="0"] code').first.inner_text() == _label(EVIL[step])
-    assert page.evaluate("() => [window.hacked, document.querySelectorAll('script').length, document.querySelector('.tinylm-widget').shadowRoot.querySelectorAll('script, img').length]") == [None, 1, 0]
+        for step in range(len(EVIL)):
+            slide(card, 'Step', step)
+            assert card.locator('tr[data-slot="0"] code').first.inner_text() == _label(EVIL[step])
+    assert page.evaluate(f"""() => [window.hacked, document.querySelectorAll('script').length,
+        {SHADOW}.querySelectorAll('script, img').length]""") == [None, 1, 0]
     if i == 3: assert card.locator('.batch .head b').all_text_contents() == EVIL; return
     text = card.inner_text()
     for token in EVIL: assert _label(token) in text, token
 
 # --- looks
 
-def contrast(page, pairs):
-    return page.evaluate("""pairs => { const c = document.querySelector('.tinylm-widget').shadowRoot.querySelector('.tlm'), s = getComputedStyle(c);
-        const rgb = v => { const d = document.createElement('i'); d.style.color = s.getPropertyValue(v); c.append(d); const m = getComputedStyle(d).color.match(/[\\d.]+/g).slice(0, 3).map(Number); d.remove(); return m; };
-        const lum = m => m.map(x => (x /= 255) <= .03928 ? x/12.92 : ((x + .055)/1.055)**2.4).reduce((a, x, i) => a + x*[.2126, .7152, .0722][i], 0);
-        return pairs.map(([a, b]) => { const [x, y] = [lum(rgb(a)), lum(rgb(b))].sort((p, q) => q - p); return (x + .05)/(y + .05); }); }""", pairs)
+CONTRAST = """pairs => {
+    const c = %s.querySelector('.tlm'), s = getComputedStyle(c);
+    const rgb = v => {
+        const d = document.createElement('i'); d.style.color = s.getPropertyValue(v); c.append(d);
+        const m = getComputedStyle(d).color.match(/[\\d.]+/g).slice(0, 3).map(Number); d.remove();
+        return m;
+    };
+    const line = x => (x /= 255) <= .03928 ? x/12.92 : ((x + .055)/1.055)**2.4;
+    const lum = m => m.map(line).reduce((a, x, i) => a + x*[.2126, .7152, .0722][i], 0);
+    return pairs.map(pair => {
+        const [x, y] = pair.map(v => lum(rgb(v))).sort((p, q) => q - p);
+        return (x + .05)/(y + .05);
+    }); }""" % SHADOW
 
-@pytest.mark.parametrize('about, theme', [(dict(color_scheme='light'), 'light'), (dict(color_scheme='dark'), 'dark'), (dict(color_scheme='dark', body='class="quarto-light"'), 'light'),
-    (dict(body='class="quarto-dark"'), 'dark'), (dict(body='style="background: #222"'), 'dark'), (dict(body='data-jp-theme-light="false"'), 'dark')])
+def contrast(page, pairs): return page.evaluate(CONTRAST, pairs)
+
+@pytest.mark.parametrize('about, theme', [
+    (dict(color_scheme='light'), 'light'), (dict(color_scheme='dark'), 'dark'),
+    (dict(color_scheme='dark', body='class="quarto-light"'), 'light'),
+    (dict(body='class="quarto-dark"'), 'dark'), (dict(body='style="background: #222"'), 'dark'),
+    (dict(body='data-jp-theme-light="false"'), 'dark')])
 def test_light_and_dark_are_those_of_the_page_and_readable(show, about, theme):
     page = show(AttentionMap(small(), TEXT).to_html(), **about)
     assert page.locator('.tlm').get_attribute('data-theme') == theme
-    text = contrast(page, [['--ink', '--surface'], ['--muted', '--surface'], ['--muted', '--soft'], ['--on', '--prefill']])
+    text = contrast(page, [['--ink', '--surface'], ['--muted', '--surface'], ['--muted', '--soft'],
+                           ['--on', '--prefill']])
     marks = contrast(page, [[f'--{c}', '--surface'] for c in ('prefill', 'decode', 'again', 'kept', 'focus')])
     assert min(text) >= 4.5 and min(marks) >= 3
 
@@ -345,20 +410,28 @@ def test_the_theme_follows_a_switch(show):
 @pytest.mark.parametrize('i', range(4))
 @pytest.mark.parametrize('width', [360, 900, 1280])
 def test_nothing_sticks_out(show, i, width):
-    w = [AttentionMap(small(), TEXT, view='phases'), DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd'), TokenProbabilities(small(), TEXT), BatchTimeline(batches())][i]
+    w = [AttentionMap(small(), TEXT, view='phases'),
+         DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd'),
+         TokenProbabilities(small(), TEXT), BatchTimeline(batches())][i]
     page = show(w.to_html(), viewport={'width': width, 'height': 720}); settle(page.locator('.tlm'))
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
 
 @pytest.mark.parametrize('i', range(4))
 def test_whatever_takes_the_focus_has_a_name(show, i):
     page = show(widgets()[i].to_html()); settle(page.locator('.tlm'))
-    nameless = page.evaluate("""() => [...document.querySelector('.tinylm-widget').shadowRoot.querySelectorAll('input, button, [tabindex]')]
-        .filter(e => e.offsetParent !== null && !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.[0]?.textContent.trim())).map(e => e.outerHTML.slice(0, 80))""")
+    nameless = page.evaluate("""() => {
+        const words = e => e?.textContent.trim();
+        const named = e => e.getAttribute('aria-label') || words(e) || words(e.labels?.[0]);
+        return [...%s.querySelectorAll('input, button, [tabindex]')]
+            .filter(e => e.offsetParent !== null && !named(e))
+            .map(e => e.outerHTML.slice(0, 80)); }""" % SHADOW)
     assert nameless == []
 
 def test_a_viewer_without_scripts_shows_the_picture(show):
     page = show(AttentionMap(small(), TEXT).to_html(), script=False)
-    assert page.locator('img').is_visible() and page.locator('img').get_attribute('alt') == f'AttentionMap of {len(TEXT)} tokens (2 × 2 heads)'
+    image = page.locator('img')
+    assert image.is_visible()
+    assert image.get_attribute('alt') == f'AttentionMap of {len(TEXT)} tokens (2 × 2 heads)'
 
 def test_two_widgets_share_a_page(show):
     a, b = AttentionMap(small(), TEXT), AttentionMap(small(1), TEXT)
@@ -370,19 +443,25 @@ def test_two_widgets_share_a_page(show):
 
 FOR = 'The "for" statement is used to iterate over the elements'
 
+def value(nb, expression): return json.loads(nb.python(f'import json; print(json.dumps({expression}))'))
+
 def dark(page):
-    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+    theme = "'apputils:change-theme', { theme: 'JupyterLab Dark' }"
+    page.evaluate(f'() => window.jupyterapp.commands.execute({theme})')
     page.locator('body[data-jp-theme-light=false]').wait_for(state='attached')
 
 def check_dark(card):
     card.page.locator('.tlm[data-theme=dark]').first.wait_for()
-    for element, low, high in (('backgroundColor', 0, 64), ('color', 192, 255)): assert all(low <= n <= high for n in card.evaluate(f"e => getComputedStyle(e).{element}.match(/[0-9]+/g).slice(0, 3).map(Number)")), element
+    for element, low, high in (('backgroundColor', 0, 64), ('color', 192, 255)):
+        rgb = card.evaluate(f"e => getComputedStyle(e).{element}.match(/[0-9]+/g).slice(0, 3).map(Number)")
+        assert all(low <= n <= high for n in rgb), element
 
 def test_the_page_of_widgets_in_jupyterlab(open_notebook):
     model = course_model()
     nb = open_notebook('widgets.ipynb')
     saved = nb.page.locator('.jp-OutputArea-output img')               # not trusted yet, so no script has run
-    assert nb.widgets().count() == 0 and saved.first.is_visible() and 'AttentionMap' in saved.first.get_attribute('alt')
+    assert nb.widgets().count() == 0 and saved.first.is_visible()
+    assert 'AttentionMap' in saved.first.get_attribute('alt')
     nb.run_all()
     cards = nb.widgets().all()
     assert len(cards) == 7
@@ -392,20 +471,25 @@ def test_the_page_of_widgets_in_jupyterlab(open_notebook):
     heads.get_by_role('button', name='enlarge layer 2, head 3').click()
     cell(heads, 40, 12, 56); assert abs(weight(heads) - whole[2, 3, 40, 12]) < 1e-4
     slide(phases, 'Prompt', 30); slide(phases, 'Pass', 9); assert facts(phases) == work([30] + [1]*26, 9)
-    phases.get_by_label('without a cache').check(); settle(phases); assert phases.locator('.t.redo').count() == 38
-    choose(chunked, 'View', 'phases'); slide(chunked, 'Pass', 2); assert facts(chunked) == work([24, 16, 10, 6], 2)
-    check_timeline(clock, json.loads(nb.python('import json; print(json.dumps(DecodeTimeline(lines, model.tokenizer, prompt).data))')))
-    check_batches(batch, json.loads(nb.python('import json; print(json.dumps(records))')), lambda t: _label(model.tokenizer.decode([t])))
+    phases.get_by_label('without a cache').check(); settle(phases)
+    assert phases.locator('.t.redo').count() == 38
+    choose(chunked, 'View', 'phases'); slide(chunked, 'Pass', 2)
+    assert facts(chunked) == work([24, 16, 10, 6], 2)
+    check_timeline(clock, value(nb, 'DecodeTimeline(lines, model.tokenizer, prompt).data'))
+    check_batches(batch, value(nb, 'records'), lambda t: _label(model.tokenizer.decode([t])))
     slide(dials, 'Temperature', 1.5); slide(dials, 'Top-k', 7); slide(dials, 'Top-p', .8)
-    check_probabilities(dials, TokenProbabilities(model, 'The value of the ').logits, temperature=1.5, top_k=8, top_p=.8)
-    assert nb.page.locator('.jp-RenderedImage img').count() == 1      # the loss curve, replaced and not piled up
+    logits = TokenProbabilities(model, 'The value of the ').logits
+    check_probabilities(dials, logits, temperature=1.5, top_k=8, top_p=.8)
+    assert nb.page.locator('.jp-RenderedImage img').count() == 1     # the loss curve, replaced, not piled up
     dark(nb.page); check_dark(one)
     assert nb.page.bad == []
 
 def test_a_live_widget_talks_to_python(open_notebook, lab):
-    code = ['from tinylm.widgets import AttentionMap\nfrom tinylm.training import course_model\nlive = AttentionMap(course_model(), "The value of").widget()', 'live']
+    code = ['from tinylm.widgets import AttentionMap\nfrom tinylm.training import course_model\n'
+            'live = AttentionMap(course_model(), "The value of").widget()', 'live']
     cells = [nbformat.v4.new_code_cell(c, id=f'cell{i}') for i, c in enumerate(code)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}), lab[1]/'live.ipynb')
+    kernel = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), lab[1]/'live.ipynb')
     nb = open_notebook('live.ipynb').run_all()
     card = nb.widgets().first; card.wait_for()
     choose(card, 'Layer', 2); choose(card, 'Head', 3); settle(card)
@@ -421,29 +505,34 @@ def test_a_live_widget_talks_to_python(open_notebook, lab):
     dark(nb.page); check_dark(card)
     assert nb.page.bad == []
 
-LESSONS = {'01_attention': 1, '04_decode': 2, '05_kv_cache': 3, '09_batching': 1}     # how many widgets; lesson 03 has a picture that grows, and trains for a minute
+# how many widgets; lesson 03 has a picture that grows, and trains for a minute
+LESSONS = {'01_attention': 1, '04_decode': 2, '05_kv_cache': 3, '10_batching': 1}
 
 @pytest.mark.parametrize('name', LESSONS)
 def test_lessons_with_a_widget_in_jupyterlab(open_notebook, name):
-    course_model()                                                     # in the cache folder before a kernel asks for it
+    course_model()                                           # in the cache folder before a kernel asks for it
     nb = open_notebook(f'{name}.ipynb').run_all(); cards = nb.widgets().all()
     assert len(cards) == LESSONS[name]
     if name == '01_attention':
-        check_map(cards[0], torch.tensor(json.loads(nb.python('import json; print(json.dumps(torch.stack(list(maps.values()))[None].tolist()))'))))
+        check_map(cards[0], torch.tensor(value(nb, 'torch.stack(list(maps.values()))[None].tolist()')))
     if name == '04_decode':
         dials, clock = cards
         slide(dials, 'Temperature', .5); slide(dials, 'Top-k', 4); slide(dials, 'Top-p', 1)
-        check_probabilities(dials, TokenProbabilities(course_model(), 'The "').logits, temperature=.5, top_k=5)
+        logits = TokenProbabilities(course_model(), 'The "').logits
+        check_probabilities(dials, logits, temperature=.5, top_k=5)
         for cause in ('bytes moved', 'tokens read', 'FLOPs'): choose(clock, 'Cause', cause); settle(clock)
         assert clock.locator('rect[data-series="0"]').count() == 2*128
     if name == '05_kv_cache':
         phases, chunks, clock = cards
-        slide(phases, 'Prompt', 10); slide(phases, 'Pass', 20); assert facts(phases) == work([10] + [1]*46, 20)
-        phases.get_by_label('without a cache').check(); settle(phases); assert phases.locator('.t.redo').count() == 29
+        slide(phases, 'Prompt', 10); slide(phases, 'Pass', 20)
+        assert facts(phases) == work([10] + [1]*46, 20)
+        phases.get_by_label('without a cache').check(); settle(phases)
+        assert phases.locator('.t.redo').count() == 29
         slide(chunks, 'Pass', 2); assert facts(chunks) == work([7, 1, 12, 18], 2)
-        check_timeline(clock, json.loads(nb.python('import json; print(json.dumps(DecodeTimeline(lines, model.tokenizer, model.tokenizer.decode(ctx[0])).data))')))
-    if name == '09_batching':
-        records = json.loads(nb.python('import json; print(json.dumps({name: e.record() for name, e in engines.items()}))'))
+        shown = 'DecodeTimeline(lines, model.tokenizer, model.tokenizer.decode(ctx[0])).data'
+        check_timeline(clock, value(nb, shown))
+    if name == '10_batching':
+        records = value(nb, '{name: e.record() for name, e in engines.items()}')
         check_batches(cards[0], records, lambda t: _label(course_model().tokenizer.decode([t])))
         cards[0].locator('svg.plot').first.press('ArrowDown'); check_request(cards[0], records, 0)
     dark(nb.page); check_dark(cards[0])

@@ -1,14 +1,16 @@
-"The command line as a person meets it: `main` in this process for speed, real processes where signals matter."
-import json, os, signal, subprocess, sys, time
+"The command line as a person meets it: `main` in this process for speed, real ones where signals matter."
+import json, os, re, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tinylm import LanguageModel, LMConfig, CharTokenizer
+from helpers import seeded
+from tinylm import CharTokenizer, LanguageModel, LMConfig, TrainConfig, read_run, read_safetensors
 from tinylm.cli import main
 
-TINY = '--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch-size 4 --eval-every 10 --eval-windows 4'.split()
+TINY = ('--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch-size 4 --eval-every 10 '
+        '--eval-windows 4').split()
 TEXT = 'the cat sat on the mat and looked at the moon.\n' * 60
 
 @pytest.fixture(autouse=True)
@@ -29,9 +31,11 @@ def fails(capsys, *words):
     assert code == 2 and len(lines) == 1 and err.endswith(lines[0] + '\n') and 'Traceback' not in err
     return lines[0]
 
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
+
 def process(*words):
-    return subprocess.Popen([sys.executable, '-c', 'import sys; from tinylm.cli import main; sys.exit(main())', *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    return subprocess.Popen([sys.executable, '-m', 'tinylm', *words], text=True, env=ENV,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 def wait_for(path, proc, seconds=120):
     end = time.time() + seconds
@@ -42,18 +46,24 @@ def wait_for(path, proc, seconds=120):
 def test_train_then_generate(capsys):
     code, out, _ = run(capsys, 'train', '--corpus', 'text.txt', '--steps', 20, *TINY)
     assert code == 0 and 'validation loss' in out and Path('model.safetensors').exists()
-    code, out, _ = run(capsys, 'generate', '--checkpoint', 'model.safetensors', '--prompt', 'the ', '--max-tokens', 30, '--seed', 1)
+    code, out, _ = run(capsys, 'generate', '--checkpoint', 'model.safetensors', '--prompt', 'the ',
+                       '--max-tokens', 30, '--seed', 1)
     assert code == 0 and out.startswith('the ') and len(out) == 4 + 30 + 1
-    again = run(capsys, 'generate', '--checkpoint', 'model.safetensors', '--prompt', 'the ', '--max-tokens', 30, '--seed', 1)[1]
-    other = run(capsys, 'generate', '--checkpoint', 'model.safetensors', '--prompt', 'the ', '--max-tokens', 30, '--seed', 2)[1]
+    again = run(capsys, 'generate', '--checkpoint', 'model.safetensors', '--prompt', 'the ', '--max-tokens',
+                30, '--seed', 1)[1]
+    other = run(capsys, 'generate', '--checkpoint', 'model.safetensors', '--prompt', 'the ', '--max-tokens',
+                30, '--seed', 2)[1]
     assert again == out != other
 
 def test_generate_is_decode(capsys):
     torch.manual_seed(0)
-    model = LanguageModel(LMConfig(vocab_size=27, n_layer=1, n_embd=16), CharTokenizer('abcdefghijklmnopqrstuvwxyz '))
+    model = LanguageModel(LMConfig(vocab_size=27, n_layer=1, n_embd=16),
+                          CharTokenizer('abcdefghijklmnopqrstuvwxyz '))
     model.save_safetensors('m.safetensors')
-    want = model.decode(torch.tensor([model.tokenizer.encode('hello')]), 20, temperature=.5, top_k=9, top_p=.8, generator=torch.Generator().manual_seed(4))
-    _, out, _ = run(capsys, 'generate', '--checkpoint', 'm.safetensors', '--prompt', 'hello', '--max-tokens', 20, '--temperature', .5, '--top-k', 9, '--top-p', .8, '--seed', 4)
+    want = model.decode(torch.tensor([model.tokenizer.encode('hello')]), 20, temperature=.5, top_k=9,
+                        top_p=.8, generator=seeded(4))
+    _, out, _ = run(capsys, 'generate', '--checkpoint', 'm.safetensors', '--prompt', 'hello', '--max-tokens',
+                    20, '--temperature', .5, '--top-k', 9, '--top-p', .8, '--seed', 4)
     assert out == model.tokenizer.decode(want[0]) + '\n'
 
 def test_the_same_command_gives_the_same_model(capsys):
@@ -75,17 +85,28 @@ def test_a_model_is_not_overwritten_by_accident(capsys):
 def test_demo_does_the_whole_job(capsys):
     code, out, _ = run(capsys, 'demo', '--steps', 2)
     assert code == 0 and Path('demo.safetensors').exists() and 'It writes:' in out
-    assert [line.split()[0] for line in out.splitlines() if line.startswith(('prefill', 'decode'))] == ['prefill', 'decode']
+    assert [line.split()[0] for line in out.splitlines()
+            if line.startswith(('prefill', 'decode'))] == ['prefill', 'decode']
 
 def test_bench_writes_what_it_measured(capsys):
-    LanguageModel(LMConfig(vocab_size=3, block_size=16, n_layer=1, n_embd=16)).save_safetensors('m.safetensors')
+    LanguageModel(LMConfig(vocab_size=3, block_size=16, n_layer=1,
+                           n_embd=16)).save_safetensors('m.safetensors')
     code, out, _ = run(capsys, 'bench', '--checkpoint', 'm.safetensors', '--prompt', 4, '--json', 'b.json')
-    assert code == 0 and 'cached' in out and json.loads(Path('b.json').read_text())['config']['block_size'] == 16
+    assert code == 0 and 'cached' in out
+    assert json.loads(Path('b.json').read_text())['config']['block_size'] == 16
+
+def test_control_characters_in_the_name_of_a_corpus_are_shown_not_obeyed(capsys):
+    name = 'te\x1b[31mx\nt.txt'
+    Path(name).write_text(TEXT)
+    code, out, _ = run(capsys, 'train', '--corpus', name, '--steps', 2, *TINY)
+    assert code == 0 and '\x1b' not in out and out.splitlines()[0].startswith('te␛[31mx t.txt: ')
+    assert '\x1b' not in fails(capsys, 'train', '--corpus', name + '\n')
 
 def test_control_characters_are_shown_not_obeyed(capsys):
     tokenizer = CharTokenizer('\x1b\x07\x9b')
     LanguageModel(LMConfig(vocab_size=3, n_layer=1, n_embd=16), tokenizer).save_safetensors('m.safetensors')
-    code, out, _ = run(capsys, 'generate', '--checkpoint', 'm.safetensors', '--prompt', '\x1b', '--max-tokens', 50)
+    code, out, _ = run(capsys, 'generate', '--checkpoint', 'm.safetensors', '--prompt', '\x1b',
+                       '--max-tokens', 50)
     assert code == 0 and len(out) == 52 and not set(out) & {'\x1b', '\x07', '\x9b'}
 
 # --- a run that is killed, and one that is interrupted
@@ -114,7 +135,8 @@ def test_ctrl_c_ends_with_one_line_and_keeps_the_checkpoint():
     assert not [p for p in Path().iterdir() if p.name.startswith('.')]
 
 def test_a_reader_that_leaves_is_no_error():
-    LanguageModel(LMConfig(vocab_size=2, n_layer=1, n_embd=16), CharTokenizer('ab')).save_safetensors('m.safetensors')
+    LanguageModel(LMConfig(vocab_size=2, n_layer=1, n_embd=16),
+                  CharTokenizer('ab')).save_safetensors('m.safetensors')
     proc = process('generate', '--checkpoint', 'm.safetensors', '--prompt', 'a', '--max-tokens', '3000')
     proc.stdout.read(5); proc.stdout.close()
     assert proc.wait(120) == 0 and proc.stderr.read() == ''
@@ -129,36 +151,83 @@ def test_a_polite_kill_is_like_ctrl_c():
     wait_for(Path('m.safetensors'), proc)
     proc.terminate()
     _, err = proc.communicate(timeout=60)
-    assert proc.returncode == 130 and err.splitlines()[-1].startswith('tinylm: stopped; m.training.safetensors holds the run')
+    assert proc.returncode == 130 and err.splitlines()[-1].startswith('tinylm: stopped; '
+        'm.training.safetensors holds the run')
     assert not [p for p in Path().iterdir() if p.name.startswith('.')]
 
 def test_a_terminal_without_the_characters_gets_others():
-    LanguageModel(LMConfig(vocab_size=2, n_layer=1, n_embd=16), CharTokenizer('aé')).save_safetensors('m.safetensors')
-    proc = subprocess.run([sys.executable, '-c', 'import sys; from tinylm.cli import main; sys.exit(main())', *'generate --checkpoint m.safetensors --prompt a --max-tokens 30'.split()],
-                          capture_output=True, env={**os.environ, 'PYTHONIOENCODING': 'ascii', 'OMP_NUM_THREADS': '1'})
+    LanguageModel(LMConfig(vocab_size=2, n_layer=1, n_embd=16),
+                  CharTokenizer('aé')).save_safetensors('m.safetensors')
+    words = 'generate --checkpoint m.safetensors --prompt a --max-tokens 30'.split()
+    proc = subprocess.run([sys.executable, '-m', 'tinylm', *words], capture_output=True,
+                          env=ENV | {'PYTHONIOENCODING': 'ascii'})
     assert proc.returncode == 0 and len(proc.stdout) == 32 and b'?' in proc.stdout
+
+# --- ways to start
+
+@pytest.mark.parametrize('module', ['tinylm', 'tinylm.cli'])
+def test_python_m_is_the_command(module):
+    go = lambda *words: subprocess.run([sys.executable, '-m', module, *words], capture_output=True, text=True,
+                                       env=ENV)
+    done = go('--version')
+    assert done.returncode == 0 and done.stdout.startswith('tinylm ') and done.stderr == ''
+    done = go('dance')
+    assert done.returncode == 2 and done.stdout == ''
+    assert re.fullmatch("tinylm: .*invalid choice: 'dance'.*\n", done.stderr)
+
+def test_importing_the_modules_of_the_command_starts_nothing():
+    done = subprocess.run([sys.executable, '-c', 'import tinylm.__main__, tinylm.cli', 'dance'],
+                          capture_output=True, env=ENV)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'', b'')
+
+def test_main_works_in_a_thread_and_leaves_the_process_as_it_was(capsys):
+    before, codes = signal.getsignal(signal.SIGTERM), []
+    thread = threading.Thread(target=lambda: codes.append(main(['train', '--n-embd', '30'])))
+    thread.start(); thread.join()
+    capsys.readouterr()
+    fails(capsys, 'train', '--n-embd', 30)
+    assert codes == [2] and signal.getsignal(signal.SIGTERM) is before
 
 # --- bad input
 
 @pytest.mark.parametrize('words, says', [
-    ('', 'required'), ('dance', 'invalid choice'), ('train --steps many', "invalid int value: 'many'"), ('generate --prompt a', '--checkpoint'),
-    ('train --corpus missing.txt', "no corpus 'missing.txt'"), ('train --corpus .', 'is a folder'), ('train --steps 0', 'steps is 0'), ('train --n-embd 30', '30 is not divisible'),
-    ('train --dropout 2', 'dropout is 2'), ('train --resume', 'nothing to resume'), ('generate --checkpoint none.safetensors --prompt a', 'no file none.safetensors'),
-    ('train --corpus text.txt --block-size 5000', 'too short'), ('train --corpus text.txt --lr -1', 'lr'), ('train --corpus text.txt --n-embd 10000000000000000000', 'less than 2**31'),
-    ('train --corpus text.txt --out text.txt --overwrite', 'not a whole safetensors file'), ('train --corpus text.txt --seed 18446744073709551616', 'seed is 18446744073709551616'),
-    ('generate --checkpoint a --prompt b --seed -1', "invalid _seed value: '-1'")])
-def test_one_line_for_bad_words(capsys, words, says): assert says in fails(capsys, *words.split())
+    ('', 'required'), ('dance', 'invalid choice'), ('train --steps many', "invalid int value: 'many'"),
+    ('generate --prompt a', '--checkpoint'), ('train --corpus missing.txt', "no corpus 'missing.txt'"),
+    ('train --corpus .', 'is a folder'), ('train --steps 0', 'steps is 0'),
+    ('train --n-embd 30', '30 is not divisible'),
+    ('train --dropout 2', 'dropout is 2'), ('train --resume', 'nothing to resume'),
+    ('generate --checkpoint none.safetensors --prompt a', 'no file none.safetensors'),
+    ('train --corpus text.txt --block-size 5000', 'too short'), ('train --corpus text.txt --lr -1', 'lr'),
+    ('train --n-embd 10000000000000000000', 'n_embd is 10000000000000000000: expected a whole number from 1 '
+                                            'to 2147483647'),
+    ('train --n-layer 2147483647', 'n_layer 2147483647 and n_embd 128 make 425,'),
+    ('train --corpus text.txt --out text.txt --overwrite', 'not a whole safetensors file'),
+    ('train --corpus text.txt --seed 18446744073709551616', 'seed is 18446744073709551616'),
+    ('generate --checkpoint a --prompt b --seed -1', 'seed is -1: expected a whole number from 0 to '
+                                                     '9223372036854775807'),
+    ('generate --checkpoint a --prompt b --top-p 1.5', 'top_p is 1.5'),
+    ('generate --checkpoint a --prompt b --temperature nan', 'temperature is nan'),
+    ('bench --compile', 'unrecognized arguments: --compile'),
+    ('train --device gpu', "device is 'gpu': this machine has cpu"),
+    ('train --device meta', "device is 'meta'"), ('train --n-kv-head 2', 'unrecognized arguments')])
+def test_one_line_for_bad_words(capsys, words, says):
+    line = fails(capsys, *words.split())
+    assert says in line and len(line) < 300
+    assert sorted(p.name for p in Path().iterdir()) == ['text.txt']
 
 def test_one_line_for_bad_files(capsys):
-    Path('empty.txt').write_text(''); Path('latin.txt').write_bytes('é'.encode('latin-1')*500); Path('short.txt').write_text('abc')
+    Path('empty.txt').write_text(''); Path('short.txt').write_text('abc')
+    Path('latin.txt').write_bytes('é'.encode('latin-1')*500)
     for name, says in {'empty.txt': 'empty', 'latin.txt': 'not UTF-8', 'short.txt': 'too short'}.items():
         assert says in fails(capsys, 'train', '--corpus', name)
     assert [p.name for p in Path().glob('*.safetensors')] == []
     torch.save({'a': torch.ones(1)}, 'pickle.safetensors')
-    assert 'not a whole safetensors file' in fails(capsys, 'generate', '--checkpoint', 'pickle.safetensors', '--prompt', 'a')
+    assert 'not a whole safetensors file' in fails(capsys, 'generate', '--checkpoint', 'pickle.safetensors',
+                                                   '--prompt', 'a')
 
 def test_one_line_for_bad_prompts_and_dials(capsys):
-    LanguageModel(LMConfig(vocab_size=3, n_layer=1, n_embd=16), CharTokenizer('abc')).save_safetensors('m.safetensors')
+    LanguageModel(LMConfig(vocab_size=3, n_layer=1, n_embd=16),
+                  CharTokenizer('abc')).save_safetensors('m.safetensors')
     LanguageModel(LMConfig(vocab_size=3, n_layer=1, n_embd=16)).save_safetensors('plain.safetensors')
     generate = ['generate', '--checkpoint', 'm.safetensors', '--prompt']
     assert "'x' at position 2" in fails(capsys, *generate, 'abx')
@@ -166,19 +235,95 @@ def test_one_line_for_bad_prompts_and_dials(capsys):
     assert 'max_new_tokens is -1' in fails(capsys, *generate, 'a', '--max-tokens', -1)
     assert 'temperature is -1' in fails(capsys, *generate, 'a', '--temperature', -1)
     assert 'no vocabulary' in fails(capsys, 'generate', '--checkpoint', 'plain.safetensors', '--prompt', 'a')
+    assert "device is 'gpu'" in fails(capsys, *generate, 'a', '--device', 'gpu')
+    assert run(capsys, *generate, 'a', '--device', 'cpu', '--max-tokens', 2)[0] == 0
 
 def test_an_unwritable_folder_is_said_at_once(capsys):
     Path('file').write_text('')
-    assert 'file' in fails(capsys, 'train', '--corpus', 'text.txt', '--steps', 100000, *TINY, '--out', 'file/m.safetensors')
+    assert 'file' in fails(capsys, 'train', '--corpus', 'text.txt', '--steps', 100000, *TINY, '--out',
+                           'file/m.safetensors')
 
-def test_resume_with_other_flags_is_refused(capsys):
-    train = ['train', '--corpus', 'text.txt', *TINY]
-    run(capsys, *train, '--steps', 5)
-    assert 'another recipe' in fails(capsys, *train, '--steps', 6, '--resume')
+# --- resume
+
+RUN = ['train', '--corpus', 'text.txt', '--out', 'm.safetensors']
+OTHER = dict(block_size=8, n_layer=2, n_head=1, n_embd=32, dropout=.1, steps=6, batch_size=5, lr=.01,
+             min_lr=1e-5, warmup=3,
+             weight_decay=.2, beta1=.8, beta2=.99, grad_clip=2., seed=3)
+
+@pytest.fixture
+def stopped(capsys, monkeypatch):
+    "A run with a recipe of its own, stopped after ten of twelve steps, and the bytes of an unbroken one."
+    words = ['train', '--corpus', 'text.txt', *TINY, '--steps', 12, '--lr', .004, '--dropout', .2, '--seed',
+             7]
+    assert run(capsys, *words, '--out', 'whole.safetensors')[0] == 0
+    save, times = LanguageModel.save_safetensors, []
+    def stop(self, path):
+        save(self, path); times.append(path)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(LanguageModel, 'save_safetensors', stop)
+        assert run(capsys, *words, '--out', 'm.safetensors')[0] == 130
+    assert read_run('m.training.safetensors').progress['step'] == 10
+    return Path('whole.safetensors').read_bytes()
+
+@pytest.mark.parametrize('words',
+                         [[], ['--lr', .004, '--n-embd', 16], ['--eval-every', 1, '--eval-windows', 2]])
+def test_resume_takes_shape_and_recipe_from_the_run(capsys, stopped, words):
+    code, out, err = run(capsys, *RUN, '--resume', *words)
+    assert code == 0, err
+    assert Path('m.safetensors').read_bytes() == stopped and 'a model of 3,808 parameters' in out
+    if '--eval-every' in words:
+        kept = read_run('m.training.safetensors')
+        assert (kept.recipe.eval_every, kept.recipe.eval_windows) == (1, 2)
+        assert [h['step'] for h in kept.progress['history']] == [0, 10, 11, 12]
+
+@pytest.mark.parametrize('name', OTHER)
+def test_a_flag_that_was_given_must_agree_with_the_run(capsys, stopped, name):
+    before = {p.name: p.read_bytes() for p in Path().iterdir()}
+    saved = read_run('m.training.safetensors')
+    theirs = getattr(saved.model if name in ('block_size', 'n_layer', 'n_head', 'n_embd', 'dropout')
+                     else saved.recipe, name)
+    flag = '--' + name.replace('_', '-')
+    says = (f'tinylm: {flag} {OTHER[name]} was given, and the run in m.training.safetensors has {name} '
+            f'{theirs}')
+    assert fails(capsys, *RUN, '--resume', flag, OTHER[name]) == says
+    assert {p.name: p.read_bytes() for p in Path().iterdir()} == before
+
+def test_a_flag_that_repeats_the_default_was_given_all_the_same(capsys, stopped):
+    says = '--lr 0.005 was given, and the run in m.training.safetensors has lr 0.004'
+    assert says in fails(capsys, *RUN, '--resume', '--lr', TrainConfig.lr)
+
+def test_resume_with_another_text_is_refused(capsys, stopped):
+    before = Path('m.training.safetensors').read_bytes()
     Path('text.txt').write_text(TEXT[:-60])
-    assert 'another text' in fails(capsys, *train, '--steps', 5, '--resume')
+    assert 'another text' in fails(capsys, *RUN, '--resume')
+    Path('text.txt').write_text(TEXT + '€')
+    assert (f"--corpus text.txt is not the text of the run in m.training.safetensors: character '€' at "
+            f"position "
+            f"{len(TEXT)} is not") in fails(capsys, *RUN, '--resume')
+    assert Path('m.training.safetensors').read_bytes() == before
 
-@pytest.mark.parametrize('words', ['--help', 'train --help', 'generate --help', 'demo --help', 'bench --help', '--version'])
+def test_resume_of_what_is_no_run_is_refused(capsys):
+    LanguageModel(LMConfig(vocab_size=3, n_layer=1, n_embd=16)).save_safetensors('m.training.safetensors')
+    assert 'm.training.safetensors is not a training checkpoint' in fails(capsys, *RUN, '--resume')
+
+@pytest.mark.parametrize('words',
+    ['--help', 'train --help', 'generate --help', 'demo --help', 'bench --help', '--version'])
 def test_help_explains_every_flag(capsys, words):
     with pytest.raises(SystemExit) as e: main(words.split())
     assert e.value.code == 0 and 'tinylm' in capsys.readouterr().out
+
+def test_help_shows_the_defaults_of_the_dataclasses(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '200')
+    with pytest.raises(SystemExit): main(['train', '--help'])
+    out = capsys.readouterr().out
+    for flag, value in dict(lr=TrainConfig.lr, seed=TrainConfig.seed, n_embd=LMConfig.n_embd,
+                            device='cpu').items():
+        assert re.search(rf"--{flag.replace('_', '-')} \w+ .*\({value}\)\n", out), flag
+
+def test_the_flags_of_the_shape_are_those_of_the_course(capsys):
+    "What only a later lesson needs is no flag, and is as in `LMConfig`."
+    assert run(capsys, *RUN, '--steps', 2, *TINY)[0] == 0
+    about = json.loads(read_safetensors('m.safetensors')[1]['tinylm'])['config']
+    own = dict(vocab_size=len(set(TEXT)), block_size=16, n_layer=1, n_head=2, n_embd=16)
+    assert LMConfig(**about) == LMConfig(**own)

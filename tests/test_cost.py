@@ -1,47 +1,74 @@
-"Formulas equal counts, and the fast product equals the plain one."
+"Formulas equal counts, and a timeline books what really happened."
 import json
+from contextlib import contextmanager
+from dataclasses import replace
+from time import perf_counter
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from test_cache import models, tokens
-from test_decoding import seeded, small_model
-from torch.nn import functional as F
+from test_cache import tokens
+from test_decoding import small_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinylm import KVCache, Ledger, LMConfig, Machine, Timeline, phase_gap, watch_pass
-from tinylm.attention import Linear
+from tinylm import (KVCache, Ledger, LMConfig, Machine, ModelDrafter, NGramDrafter, Timeline, Watch,
+                    best_time, watch_pass)
 from tinylm.bench import SIZES, bench_table, benchmark
-from tinylm.cost import linear
 
 quick = settings(deadline=None, max_examples=40)
 
 # --- the ledger
 
-@quick
-@given(models(), st.data(), st.booleans())
-def test_bytes_by_formula_are_the_bytes_that_a_real_pass_touches(model, data, last_only):
-    longest, B = model.config.block_size, data.draw(st.integers(1, 3))
-    past = data.draw(st.integers(0, longest-1))
-    T, cache = data.draw(st.integers(1, longest-past)), KVCache(model.config, B)
+@st.composite
+def models(draw):
+    "Any model that an LMConfig of lesson 02 can describe."
+    G, share, D = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    return small_model(
+        n_layer=draw(st.integers(1, 3)), n_head=G*share, n_embd=G*share*D,
+        block_size=draw(st.integers(2, 12)),
+        n_kv_head=draw(st.sampled_from([G, None])), n_inner=draw(st.none() | st.integers(1, 40)),
+        bias=draw(st.booleans()), qkv_bias=draw(st.sampled_from([None, True, False])),
+        tie_embeddings=draw(st.booleans()), attention=draw(st.sampled_from(['fused', 'reference']))).eval()
+
+@st.composite
+def passes(draw):
+    "A model, a cache that may hold something, the next tokens, and what `pass_cost` is asked."
+    model, B = draw(models()), draw(st.integers(1, 3))
+    past = draw(st.integers(0, model.config.block_size-1))
+    T, cache = draw(st.integers(1, model.config.block_size-past)), KVCache(model.config, B)
     if past: model.prefill(tokens(B, past), cache=cache)
-    seen, calls = watch_pass(model, tokens(B, T), cache, last_only)
-    want = model.config.pass_cost(T, past, B, last_only)
-    assert (seen.weight_bytes, seen.cache_read, seen.cache_written) == (want.weight_bytes, want.cache_read, want.cache_written)
-    assert calls > 10*model.config.n_layer
+    return model, cache, tokens(B, T), dict(T=T, past=past, batch=B, last_only=draw(st.booleans()))
 
 @quick
-@given(models(), st.data(), st.booleans())
-def test_flops_by_formula_are_those_of_torchs_own_counter(model, data, last_only):
-    longest, B = model.config.block_size, data.draw(st.integers(1, 3))
-    past = data.draw(st.integers(0, longest-1))
-    T, cache = data.draw(st.integers(1, longest-past)), KVCache(model.config, B)
-    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        if past: model.prefill(tokens(B, past), cache=cache)
-        with FlopCounterMode(display=False) as counter:
-            h = model.hidden(tokens(B, T), cache)
-            model.logits(h[:, -1:] if last_only else h)
-    assert counter.get_total_flops() == model.config.pass_cost(T, past, B, last_only).flops
+@given(passes())
+def test_bytes_by_formula_are_the_bytes_that_a_real_pass_touches(case):
+    model, cache, idx, asked = case
+    seen, calls = watch_pass(model, idx, cache, asked['last_only'])
+    assert seen == replace(model.config.pass_cost(**asked), flops=0) and calls > 10*model.config.n_layer
+
+@quick
+@given(passes())
+def test_flops_by_formula_are_those_of_torchs_own_counter(case):
+    model, cache, idx, asked = case
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        h = model.hidden(idx, cache)
+        model.logits(h[:, -1:] if asked['last_only'] else h)
+    assert counter.get_total_flops() == model.config.pass_cost(**asked).flops
+
+@quick
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 5), st.booleans(), st.integers(1, 20),
+       st.integers(0, 20), st.integers(1, 4))
+def test_the_formulas_on_paper_are_those_of_gpt2_blocks(L, H, D, tied, T, past, B):
+    C, V, S = H*D, 11, past + T
+    c = LMConfig(vocab_size=V, n_layer=L, n_head=H, n_embd=C, tie_embeddings=tied)
+    paper = Ledger(flops=B*T*(L*(24*C*C + 4*S*C) + 2*C*V),
+                   weight_bytes=4*(L*(12*C*C + 13*C) + 2*C + C*V + B*T*C + T*C),
+                   cache_read=8*L*B*S*C, cache_written=8*L*B*T*C)
+    assert c.pass_cost(T, past, B) == paper
+    assert c.pass_cost(T, past, B, last_only=True).flops == paper.flops - 2*C*V*B*(T-1)
+    half = c.pass_cost(T, past, B, itemsize=2)
+    assert (half.flops, 2*half.n_bytes) == (paper.flops, paper.n_bytes)
 
 @quick
 @given(st.integers(1, 40), st.integers(1, 40))
@@ -49,60 +76,126 @@ def test_chunks_cost_the_weights_again_and_nothing_else_twice(a, b):
     c = LMConfig(block_size=128, n_embd=16)
     whole, parts = c.pass_cost(a+b), c.pass_cost(a) + c.pass_cost(b, a)
     assert parts.cache_written == whole.cache_written and parts.weight_bytes > whole.weight_bytes
-    assert parts.flops == whole.flops - 4*c.n_layer*c.n_embd*a*b         # the chunk's queries skip the future of the first part
+    # the chunk's queries skip the future of the first part
+    assert parts.flops == whole.flops - 4*c.n_layer*c.n_embd*a*b
 
-def test_ledgers_add_up(): assert Ledger(1, 2, 3, 4) + Ledger(10, 20, 30, 40) == Ledger(11, 22, 33, 44) and Ledger(12, 1, 2, 3).intensity == 2
+def test_ledgers_add_up():
+    assert Ledger(1, 2, 3, 4) + Ledger(10, 20, 30, 40) == Ledger(11, 22, 33, 44)
+    assert Ledger(12, 1, 2, 3).n_bytes == 6 and Ledger(12, 1, 2, 3).intensity == 2
+
+def test_the_deepest_model_is_counted_at_once():
+    "Counted on one block: the number of blocks costs no time, and nothing is allocated."
+    deep, start = LMConfig(n_layer=2**31-1), perf_counter()
+    one, two = LMConfig(n_layer=1).n_params, LMConfig(n_layer=2).n_params
+    assert deep.n_params == one + (2**31-2)*(two - one)
+    assert deep.pass_cost(1).weight_bytes > 4*(2**31-2)*(two - one)
+    assert perf_counter() - start < 5
 
 # --- the machine
 
 def test_the_slower_of_arithmetic_and_memory_decides():
     m = Machine(flops=100., bandwidth=10., call=.5)
-    assert m.seconds(Ledger(flops=1000, weight_bytes=10)) == 10 and m.seconds(Ledger(flops=10, weight_bytes=1000)) == 100
+    assert m.seconds(Ledger(flops=1000, weight_bytes=10)) == 10 and m.seconds(Ledger(flops=10,
+        weight_bytes=1000)) == 100
     assert m.seconds(Ledger(flops=1000, weight_bytes=10), calls=4) == 12
 
 def test_a_measured_machine_is_of_this_world():
     m = Machine.measure()
     assert 1e9 < m.flops < 1e14 and 1e8 < m.bandwidth < 1e13 and 1e-8 < m.call < 1e-3
 
-# --- the product of few rows
-
-@quick
-@given(st.integers(1, 9), st.integers(200, 700), st.integers(200, 700), st.booleans(), st.booleans())
-def test_halves_give_the_plain_product(rows, n_in, n_out, bias, batched):
-    torch.manual_seed(0)
-    x, w, b = torch.randn(rows, n_in), torch.randn(n_out, n_in), torch.randn(n_out) if bias else None
-    if batched: x = x[:, None]
-    assert torch.allclose(linear(x, w, b), F.linear(x, w, b), atol=1e-3, rtol=1e-4) and linear(x, w, b).shape == F.linear(x, w, b).shape
-
-def test_gradients_through_halves_are_those_of_the_plain_product():
-    torch.manual_seed(0)
-    x, layer = torch.randn(2, 512, requires_grad=True), Linear(512, 512)
-    grads = [torch.autograd.grad(f(x).square().sum(), [x, *layer.parameters()]) for f in (layer, lambda x: F.linear(x, layer.weight, layer.bias))]
-    for a, b in zip(*grads): assert torch.allclose(a, b, atol=1e-3, rtol=1e-4)
-
-@pytest.mark.parametrize('vocab_size', [1000, 1001])
-def test_the_law_holds_for_a_model_large_enough_for_halves(vocab_size):
-    torch.manual_seed(0)
-    model = small_model(vocab_size=vocab_size, n_embd=384, n_head=6, block_size=16).eval()
-    for p in model.parameters(): torch.nn.init.normal_(p, std=.05)
-    x = torch.randint(vocab_size, (2, 12), generator=seeded())
-    whole = model.prefill(x)[0].abs().max()
-    assert phase_gap(model, x, 5, cache=KVCache(model.config, 2)).max() < 1e-5*whole + 1e-4
+def test_the_best_time_is_the_shortest_of_all_runs(monkeypatch):
+    now, durations = [0.], iter([3., 1., 2.])
+    monkeypatch.setattr('tinylm.cost.perf_counter', lambda: now[0])
+    def work(): now[0] += next(durations)
+    assert best_time(work, 3) == 1 and next(durations, None) is None
 
 # --- the timeline
 
+DRAFTERS = dict(none=lambda: None, ngram=lambda: NGramDrafter(1, 3),
+                model=lambda: ModelDrafter(small_model(7, n_layer=1), 3))
+
+@contextmanager
+def noted(model, monkeypatch):
+    "What passes of a model really do: bytes of weights and of any cache made for it, FLOPs, rows of logits."
+    made, asked, logits = KVCache.of.__func__, [], type(model).logits
+    def of(cls, m, *more):
+        cache = made(cls, m, *more)
+        if m is model: w.memory |= {t.untyped_storage().data_ptr() for t in cache.kv}; caches.append(cache)
+        return cache
+    def listen(self, hidden):
+        if self is model: asked.append(hidden[..., 0].numel())
+        return logits(self, hidden)
+    caches, w, counter = [], Watch(model), FlopCounterMode(display=False)
+    with monkeypatch.context() as m, sdpa_kernel(SDPBackend.MATH), counter, w:
+        m.setattr(KVCache, 'of', classmethod(of)); m.setattr(type(model), 'logits', listen)
+        yield w, counter, asked
+
+@pytest.mark.parametrize('rows', [1, 3])
+@pytest.mark.parametrize('shape', [{}, dict(n_kv_head=1), dict(tie_embeddings=False, n_inner=5, bias=False)],
+                         ids=str)
 @pytest.mark.parametrize('use_cache', [True, False])
-def test_a_timeline_counts_what_the_passes_really_read(use_cache):
-    model, read = small_model(), []
-    model.norm.register_forward_hook(lambda m, i, out: read.append(out.shape[1]))
-    line = Timeline.record(model, tokens(2, 3), 10, temperature=0, use_cache=use_cache)
-    written = [c.cache_written//model.config.cache_bytes(2, 1) for c in line.costs]
-    assert written == read and len(line.seconds) == len(line.tokens) == 10
-    assert line.tokens == model.decode(tokens(2, 3), 10, temperature=0)[0, 3:].tolist()
+@pytest.mark.parametrize('n', [5, 12])
+def test_a_timeline_books_the_bytes_and_flops_of_the_passes(monkeypatch, rows, shape, use_cache, n):
+    "With n=12 the text leaves the window of 8, where the cache is of no use any more."
+    model, idx = small_model(**shape), tokens(rows, 3)
+    with noted(model, monkeypatch) as (w, counter, _):
+        line = Timeline.record(model, idx, n, temperature=0, use_cache=use_cache)
+    booked = sum(line.costs, Ledger())
+    through = sum((c for i, c in enumerate(line.costs) if use_cache and 3 + i <= 8), Ledger())
+    assert (through.cache_read, through.cache_written) == (w.ledger.cache_read, w.ledger.cache_written)
+    assert (booked.weight_bytes, booked.flops) == (w.ledger.weight_bytes, counter.get_total_flops())
+    assert len(line.seconds) == len(line.costs) == n and line.tokens == model.decode(idx, n, temperature=0)[0,
+        3:].tolist()
+    if not use_cache: # keys and values that attention makes anew and looks at
+        every = [min(3 + i, 8) for i in range(n)]
+        assert [c.cache_written for c in line.costs] == [model.config.cache_bytes(rows, T) for T in every]
+        assert booked.cache_read == booked.cache_written
+
+@pytest.mark.parametrize('kind', ['ngram', 'model'])
+def test_a_timeline_with_a_drafter_books_what_was_read_and_not_a_pass_a_token(monkeypatch, kind):
+    model, idx, read = small_model(block_size=40), tokens(1, 6), []
+    model.blocks[0].register_forward_hook(lambda m, i, out: read.append(out.shape[1]))
+    with noted(model, monkeypatch) as (w, _, asked):
+        line = Timeline.record(model, idx, 30, temperature=0, drafter=DRAFTERS[kind]())
+    booked, passes, C = sum(line.costs, Ledger()), [c for c in line.costs if c != Ledger()], model.config
+    assert replace(booked, flops=0) == w.ledger
+    assert len(passes) == len(read) == len(asked) and [c.cache_written//C.cache_bytes(1, 1)
+                                                       for c in passes] == read
+    assert max(read[1:]) > 1                                    # guesses were read with the token before them
+    # (the counter also sees the work of a drafting model)
+    if kind == 'ngram':
+        assert len(passes) < 30                                 # some tokens came without a pass of their own
+    assert line.tokens == model.decode(idx, 30, temperature=0)[0, 6:].tolist()
+
+def test_a_timeline_with_a_drafter_books_the_logits_of_one_position_a_pass(monkeypatch):
+    model = small_model(block_size=40)
+    with noted(model, monkeypatch) as (_, counter, asked):
+        line = Timeline.record(model, tokens(1, 6), 30, temperature=0, drafter=NGramDrafter(1, 3))
+    guesses = sum(asked) - len(asked)
+    assert guesses > 0
+    unbooked = guesses*2*model.config.n_embd*model.config.vocab_size
+    assert sum(c.flops for c in line.costs) == counter.get_total_flops() - unbooked
+
+@pytest.mark.parametrize('how', [{}, dict(temperature=-1)])
+def test_a_recording_leaves_no_listener_behind(how):
+    model = small_model()
+    class Fails:
+        vocab_size = None
+        def draft(self, text, most, **dials): raise MemoryError
+    with pytest.raises((MemoryError, ValueError)):
+        Timeline.record(model, tokens(1, 3), 4, drafter=Fails(), **how)
+    Timeline.record(model, tokens(1, 3), 4)
+    assert not model.blocks[0]._forward_pre_hooks
 
 def test_ttft_and_tpot_are_kept_apart():
     line = Timeline([5.] + [i/100 for i in range(1, 101)], [Ledger()]*101, [0]*101)
-    assert line.ttft == 5 and line.tpot() == pytest.approx(.505) and line.tpot(95) == pytest.approx(.95, abs=.01)
+    assert line.ttft == 5 and line.tpot() == pytest.approx(.505) and line.tpot(95) == pytest.approx(.95,
+        abs=.01)
+
+@pytest.mark.parametrize('percent', [0, 100, 2.5, True])
+def test_a_percentile_that_is_none_is_refused(percent):
+    with pytest.raises(ValueError, match=f'percent is {percent}: expected a whole number from 1 to 99'):
+        Timeline([1.]*4, [], []).tpot(percent)
 
 def test_a_timeline_comes_back_from_its_file(tmp_path):
     line = Timeline.record(small_model(), tokens(1, 3), 4)
@@ -112,22 +205,43 @@ def test_a_timeline_comes_back_from_its_file(tmp_path):
         (tmp_path/'t.json').write_text(bad)
         with pytest.raises(ValueError, match='is not a timeline'): Timeline.load(tmp_path/'t.json')
 
-@pytest.mark.parametrize('n', [0, 1, 2])
+@pytest.mark.parametrize('n', [0, 1, 2, 3.5])
 def test_a_timeline_needs_three_tokens(n):
-    with pytest.raises(ValueError, match=f'max_new_tokens is {n}: expected at least 3'): Timeline.record(small_model(), tokens(1, 3), n)
+    with pytest.raises(ValueError, match=f'max_new_tokens is {n}: expected a whole number of at least 3'):
+        Timeline.record(small_model(), tokens(1, 3), n)
 
 # --- the benchmark
 
-def test_the_benchmark_measures_everything_it_shows(tmp_path):
+def test_the_benchmark_measures_everything_it_shows():
     r = benchmark(small_model(block_size=16), prompt=4, new_tokens=4, batches=(1, 2))
-    assert r['decode'].keys() == {'naive', 'cached'} and r['batch'].keys() == {1, 2} and r['prefill']['tokens'] == 16
-    for d in r['decode'].values(): assert 0 < d['tpot']['min'] <= d['tpot']['median'] <= d['tpot']['max'] and d['ttft']['median'] > 0
+    assert r['decode'].keys() == {'naive', 'cached'} and r['batch'].keys() == {1,
+        2} and r['prefill']['tokens'] == 16
+    for d in r['decode'].values():
+        assert 0 < d['tpot']['min'] <= d['tpot']['median'] <= d['tpot']['max'] and d['ttft']['median'] > 0
+    assert r['decode']['cached']['step_bytes'] == small_model(block_size=16).config.pass_cost(1, 6,
+        last_only=True).n_bytes
     json.loads(json.dumps(r))
     table = bench_table(r)
     assert all(word in table for word in ('naive', 'cached', 'threads', 'tokens a second in all'))
 
-def test_the_sizes_are_the_published_ones(): assert {n: c.n_params for n, c in SIZES.items()} == {'S': 208_320, 'M': 10_770_816, 'L': 124_439_808}
+def test_the_benchmark_switches_dropout_off_and_leaves_the_mode_as_it_was(monkeypatch):
+    model, modes = small_model(block_size=16, dropout=.5), []
+    model.norm.register_forward_hook(lambda m, i, out: modes.append(m.training))
+    benchmark(model, prompt=4, new_tokens=4, batches=(1,))
+    assert modes and not any(modes) and model.training
 
-@pytest.mark.parametrize('prompt', [0, 6, 2.5])
+def test_the_sizes_are_the_published_ones():
+    assert {n: c.n_params for n, c in SIZES.items()} == {'S': 208_320, 'M': 10_770_816, 'L': 124_439_808}
+
+@pytest.mark.parametrize('prompt', [0, 6, 2.5, True, 'long'])
 def test_a_prompt_that_does_not_fit_is_refused(prompt):
-    with pytest.raises(ValueError, match=f'prompt is {prompt}: expected 1 to 5'): benchmark(small_model(), prompt)
+    with pytest.raises(ValueError, match=f'prompt is {prompt!r}: expected a whole number from 1 to 5'):
+        benchmark(small_model(), prompt)
+
+@pytest.mark.parametrize('bad, says', [(dict(new_tokens=2), 'new_tokens is 2: expected a whole number of at '
+                                                            'least 3'), (dict(batches=(1,
+                                                                0)), 'batches is 0: expected a whole number '
+                                                                     'of at least 1')])
+def test_measurements_that_make_no_sense_are_refused_before_the_first(bad, says, monkeypatch):
+    monkeypatch.setattr(Machine, 'measure', lambda: pytest.fail('it began to measure'))
+    with pytest.raises(ValueError, match=says): benchmark(small_model(block_size=16), 4, **bad)

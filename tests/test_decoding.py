@@ -1,21 +1,13 @@
+import warnings
+
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from helpers import models, quick, seeded, small_model, tokens
+from hypothesis import given, strategies as st
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune
 
-from tinylm import LanguageModel, LMConfig, PhaseCost, compare_phases, phase_gap, phase_invariant, phase_table, probabilities, sample
-
-SMALL = LMConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16)
-quick = settings(deadline=None, max_examples=40)
-
-def small_model(seed=0, **changes):
-    torch.manual_seed(seed)
-    model = LanguageModel(LMConfig(**{**vars(SMALL), **changes}))
-    for p in model.parameters(): torch.nn.init.normal_(p, std=.3)        # far from the tame start, so that differences show
-    return model
-
-def seeded(n=0): return torch.Generator().manual_seed(n)
+from tinylm import PhaseCost, Sampling, compare_phases, decoding, phase_gap, phase_invariant, phase_table
+from tinylm import probabilities, sample
 
 def naive(model, idx, n, generator):
     "The loop of the founding document."
@@ -28,11 +20,9 @@ def naive(model, idx, n, generator):
 # --- the law
 
 @quick
-@given(st.data())
-def test_decode_gives_the_logits_of_prefill_for_random_shapes_and_cuts(data):
-    head, heads = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))
-    model = small_model(data.draw(st.integers(0, 99)), n_layer=data.draw(st.integers(1, 3)), n_head=heads, n_embd=head*heads, bias=data.draw(st.booleans()))
-    B, T = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 8))
+@given(models(), st.data())
+def test_decode_gives_the_logits_of_prefill_for_random_shapes_and_cuts(model, data):
+    B, T = data.draw(st.integers(1, 3)), data.draw(st.integers(1, model.config.block_size))
     x = torch.randint(11, (B, T), generator=seeded(1))
     k = data.draw(st.integers(1, T))
     gap = phase_gap(model, x, k)
@@ -41,14 +31,16 @@ def test_decode_gives_the_logits_of_prefill_for_random_shapes_and_cuts(data):
 def test_the_law_notices_a_model_that_sees_the_future():
     model = small_model()
     attention = model.blocks[1].attention
-    attention.forward = lambda x, cache=None, layer=0: attention.proj(F.scaled_dot_product_attention(*attention.heads(x)).transpose(1, 2).flatten(2))
+    heard = lambda x: F.scaled_dot_product_attention(*attention.heads(x))
+    attention.forward = lambda x, p, layer=0: attention.proj(heard(x).transpose(1, 2).flatten(2))
     x = torch.randint(11, (1, 8), generator=seeded())
     gap = phase_gap(model, x, 3)
     assert not phase_invariant(model, x, 3) and gap[:7].min() > 1e-3 and gap[7] < 1e-4
 
 @pytest.mark.parametrize('k', [0, 9, -1])
 def test_a_cut_outside_the_text_is_refused(k):
-    with pytest.raises(ValueError, match=f'k is {k}'): phase_gap(small_model(), torch.zeros(1, 8, dtype=torch.long), k)
+    with pytest.raises(ValueError, match=f'k is {k}'):
+        phase_gap(small_model(), torch.zeros(1, 8, dtype=torch.long), k)
 
 # --- decode, stream, generate
 
@@ -66,7 +58,8 @@ def test_zero_tokens_give_the_context_back():
 
 def test_past_the_window_only_the_last_tokens_count():
     model, long = small_model(), torch.randint(11, (1, 20))
-    assert torch.equal(model.decode(long, 9, temperature=0)[:, 20:], model.decode(long[:, -8:], 9, temperature=0)[:, 8:])
+    assert torch.equal(model.decode(long, 9, temperature=0)[:, 20:],
+                       model.decode(long[:, -8:], 9, temperature=0)[:, 8:])
 
 def test_stream_hands_out_each_token_before_the_next_is_made():
     model, passes = small_model(), []
@@ -78,6 +71,58 @@ def test_stream_hands_out_each_token_before_the_next_is_made():
 
 def test_stream_refuses_bad_input_before_the_first_token():
     with pytest.raises(ValueError): small_model().stream(torch.zeros(1, 3, dtype=torch.long), -1)
+
+@quick
+@given(models(), st.integers(1, 3), st.integers(1, 12), st.integers(0, 14), st.integers(0, 99))
+def test_a_record_of_dials_is_as_good_as_keywords(model, B, T0, n, seed):
+    idx, dials = tokens(B, T0), dict(temperature=.8, top_k=4, top_p=.9)
+    by_name = model.decode(idx, n, generator=seeded(seed), **dials)
+    assert torch.equal(model.decode(idx, n, sampling=Sampling(**dials, seed=seed)), by_name)
+    assert torch.equal(model.decode(idx, n, sampling=Sampling(**dials), generator=seeded(seed)), by_name)
+
+@pytest.mark.parametrize('how',
+    [dict(sampling=Sampling(), temperature=0), dict(sampling=Sampling(seed=1), generator=seeded()),
+     dict(sampling=.7)])
+def test_dials_that_contradict_each_other_are_refused(how):
+    with pytest.raises(ValueError, match='sampling is 0.7|expected one of them'):
+        small_model().stream(tokens(1, 2), 3, **how)
+
+def test_a_way_to_decode_whose_row_is_missing_is_refused_by_name(monkeypatch):
+    model, idx = small_model(), tokens(1, 3)
+    want = model.decode(idx, 4, temperature=0)
+    monkeypatch.setattr(decoding, 'STEPS', {'naive': decoding.naive_step})
+    assert torch.equal(model.decode(idx, 4, temperature=0), want)          # the best way that is there
+    with pytest.raises(ValueError, match="no way to decode named 'cached' yet: expected one of naive"):
+        model.stream(idx, 4, use_cache=True)
+    with pytest.raises(ValueError, match="named 'speculative'"): model.stream(idx, 4, drafter=object())
+
+def test_a_later_lesson_adds_a_row_and_the_loop_does_the_rest(monkeypatch):
+    "A step may give several tokens; what is too much is cut."
+    model, idx, asked = small_model(dropout=.5).train(), tokens(2, 3), []
+    def make(model, idx, max_new_tokens, sampling, generator):
+        return lambda text: (asked.append((text.shape[1], model.training, torch.is_inference_mode_enabled())),
+                             text[:, -3:])[1]
+    monkeypatch.setitem(decoding.STEPS, 'cached', make)
+    out = model.decode(idx, 7)
+    assert torch.equal(out, torch.cat([idx, idx, idx, idx[:, :1]], 1)) and asked == [(n, False, True)
+        for n in (3, 6, 9)] and model.training
+
+def test_compile_warns_once_in_one_line_and_changes_nothing():
+    model, idx = small_model(), tokens(2, 3)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        out = model.decode(idx, 9, temperature=0, compile=True)
+    assert [str(w.message) for w in said] == ['compile=True is not there yet: decoding goes on without it']
+    assert torch.equal(out, model.decode(idx, 9, temperature=0))
+
+@pytest.mark.parametrize('part', ['blocks.0', 'blocks.1.mlp', 'blocks.1.attention.qkv', 'norm'])
+def test_hooks_fire_while_decoding_and_dropout_stays_off(part):
+    model, seen, x = small_model(dropout=.5).train(), [], torch.zeros(1, 2, dtype=torch.long)
+    want = model.decode(x, 5, temperature=0)
+    hook = model.get_submodule(part).register_forward_hook(lambda *_: seen.append(1))
+    assert torch.equal(model.decode(x, 5, temperature=0), want) and len(seen) == 5
+    assert all(m.training for m in model.modules())
+    hook.remove(); model.decode(x, 5); assert len(seen) == 5
 
 @pytest.mark.parametrize('mode', [True, False])
 def test_every_part_keeps_its_mode_also_after_an_error(mode):
@@ -95,7 +140,8 @@ def test_every_part_keeps_its_mode_also_after_an_error(mode):
 def test_dropout_is_off_while_decoding():
     model = small_model(dropout=.5).train()
     one, two = (model.decode(torch.zeros(1, 2, dtype=torch.long), 20, temperature=0) for _ in range(2))
-    assert torch.equal(one, two) and torch.equal(one, model.eval().decode(torch.zeros(1, 2, dtype=torch.long), 20, temperature=0))
+    assert torch.equal(one, two) and torch.equal(one,
+        model.eval().decode(torch.zeros(1, 2, dtype=torch.long), 20, temperature=0))
 
 def test_the_result_can_be_trained_on():
     model = small_model()
@@ -104,18 +150,25 @@ def test_the_result_can_be_trained_on():
     assert model.tok_emb.weight.grad is not None
 
 @pytest.mark.parametrize('idx, says', [
-    (torch.zeros(1, 0, dtype=torch.long), 'at least one token'), (torch.zeros(3, dtype=torch.long), r'shape \(3,\)'),
-    (torch.zeros(1, 3), 'float32'), (torch.tensor([[1, 11]]), 'token id 11'), (torch.tensor([[-1, 1]]), 'token id -1')])
+    (torch.zeros(1, 0, dtype=torch.long), 'at least one token'),
+    (torch.zeros(3, dtype=torch.long), r'shape \(3,\)'),
+    (torch.zeros(1, 3), 'float32'), (torch.tensor([[1, 11]]), 'token id 11'),
+    (torch.tensor([[-1, 1]]), 'token id -1')])
 def test_a_bad_context_is_refused(idx, says):
     with pytest.raises(ValueError, match=says): small_model().decode(idx, 1)
 
 @pytest.mark.parametrize('n', [-1, 1.5, None])
 def test_a_bad_count_is_refused(n):
-    with pytest.raises(ValueError, match='max_new_tokens'): small_model().decode(torch.zeros(1, 1, dtype=torch.long), n)
+    with pytest.raises(ValueError, match='max_new_tokens'):
+        small_model().decode(torch.zeros(1, 1, dtype=torch.long), n)
 
-@pytest.mark.parametrize('dial', [dict(temperature=-1), dict(temperature=float('nan')), dict(temperature=float('inf')), dict(top_k=0), dict(top_k=1.5), dict(top_p=0.), dict(top_p=1.1)])
+@pytest.mark.parametrize('dial',
+    [dict(temperature=-1), dict(temperature=float('nan')), dict(temperature=float('inf')), dict(top_k=0),
+        dict(top_k=1.5), dict(top_k='3'), dict(top_k=True), dict(temperature='warm'), dict(temperature=None),
+        dict(top_p=0.), dict(top_p=1.1), dict(top_p=[1])])
 def test_bad_dials_are_refused(dial):
-    with pytest.raises(ValueError, match=next(iter(dial))): small_model().decode(torch.zeros(1, 1, dtype=torch.long), 1, **dial)
+    with pytest.raises(ValueError, match=next(iter(dial))):
+        small_model().decode(torch.zeros(1, 1, dtype=torch.long), 1, **dial)
 
 # --- sampling
 
@@ -147,16 +200,33 @@ def test_top_p_keeps_the_fewest_best_tokens_that_reach_p(row, top_p):
     assert n == 1 or best[:n-1].sum() < top_p + 1e-5
     assert abs(p.sum() - 1) < 1e-5
 
+@quick
+@given(rows, st.integers(1, 12), st.floats(.01, 1), st.floats(.1, 5))
+def test_top_k_cuts_first_then_top_p_of_what_is_left(row, k, top_p, temperature):
+    "As in transformers and vLLM: the share is of the tokens that top-k has left."
+    both, first = Sampling(temperature, k, top_p).probabilities(torch.tensor(row)), Sampling(temperature,
+        k).probabilities(torch.tensor(row))
+    assert torch.allclose(both, probabilities(first.log(), top_p=top_p),
+                          atol=1e-5) or abs(first.sort(descending=True).values.cumsum(0) - top_p).min() < 1e-5
+
 def test_both_cuts_at_once():
     p = probabilities(torch.tensor([.4, .3, .2, .1]).log(), top_k=3, top_p=.5)
     assert torch.allclose(p, torch.tensor([4/7, 3/7, 0, 0]))
+    # of the whole text it would be two
+    p = probabilities(torch.tensor([.4, .3, .2, .1]).log(), top_k=3, top_p=.75)
+    assert torch.allclose(p, torch.tensor([4/7, 3/7, 0, 0]))
+    # of the whole it would be both
+    p = probabilities(torch.tensor([.3, .3, .2, .2]).log(), top_k=2, top_p=.5)
+    assert torch.allclose(p, torch.tensor([1., 0, 0, 0]))
 
 def test_greedy_takes_the_best_and_a_tiny_temperature_does_too():
     logits = torch.tensor([[0., 5., 4.9], [3., 1., 2.]])
-    assert sample(logits, 0).tolist() == [[1], [0]] == sample(logits, 1e-46).tolist() == sample(logits, 1e-8).tolist()
+    assert sample(logits, 0).tolist() == [[1], [0]] == sample(logits, 1e-46).tolist() == sample(logits,
+        1e-8).tolist()
     assert probabilities(logits, 0).tolist() == [[0, 1, 0], [1, 0, 0]]
 
-def test_a_vanishing_top_p_keeps_the_best(): assert probabilities(torch.tensor([1., 2.]), top_p=1e-46).tolist() == [0, 1]
+def test_a_vanishing_top_p_keeps_the_best():
+    assert probabilities(torch.tensor([1., 2.]), top_p=1e-46).tolist() == [0, 1]
 
 @pytest.mark.parametrize('bad', [dict(batch=0), dict(new_tokens=0), dict(repeats=0)])
 def test_a_comparison_of_nothing_is_refused(bad):
@@ -180,61 +250,5 @@ def test_passes_and_tokens_are_counted():
 
 def test_the_table_shows_both_phases():
     table = phase_table([PhaseCost('prefill', 1, 256, .5), PhaseCost('decode', 64, 64, 2.)])
-    assert [line.split() for line in table.splitlines()[1:]] == [['prefill', '256', '1', '256', '500.0', '512'], ['decode', '64', '64', '1', '2000.0', '32']]
-
-# --- the bare twin
-
-@quick
-@given(st.integers(1, 3), st.integers(1, 8), st.booleans())
-def test_the_bare_twin_gives_the_same_bits_and_shares_every_tensor(B, T, bias):
-    model, x = small_model(bias=bias, dropout=.3).train(), torch.randint(11, (B, T), generator=seeded())
-    twin = model.bare()
-    with torch.no_grad(): assert torch.equal(twin.logits(twin.hidden(x)), model.eval().prefill(x)[0])
-    model.blocks[1].mlp.up.weight.data.mul_(2)
-    with torch.no_grad(): assert torch.equal(twin.logits(twin.hidden(x)), model.prefill(x)[0])
-
-@pytest.mark.parametrize('part', ['blocks.0', 'blocks.1.mlp', 'blocks.1.attention.qkv', 'norm'])
-def test_hooks_fire_while_decoding_and_dropout_stays_off(part):
-    model, seen, x = small_model(dropout=.5).train(), [], torch.zeros(1, 2, dtype=torch.long)
-    want = model.decode(x, 5, temperature=0)
-    hook = model.get_submodule(part).register_forward_hook(lambda *_: seen.append(1))
-    assert torch.equal(model.decode(x, 5, temperature=0), want) and len(seen) == 5
-    assert all(m.training for m in model.modules())
-    hook.remove(); model.decode(x, 5); assert len(seen) == 5
-
-def test_a_part_whose_forward_was_replaced_is_called_through_it(monkeypatch):
-    model, x = small_model().eval(), torch.zeros(1, 2, dtype=torch.long)
-    monkeypatch.setattr(model.blocks[1], 'forward', lambda x, *_: x*0)
-    with torch.no_grad(): assert torch.equal(model.bare().hidden(x), model.hidden(x)) and torch.equal(model.norm(torch.zeros(1, 2, 16)), model.hidden(x))
-
-def with_a_part(part):
-    "A model in training mode, one of whose linear maps is something else."
-    model = small_model().train()
-    model.blocks[0].mlp.down = part(model.blocks[0].mlp.down)
-    return model
-
-class Named(torch.nn.Module):
-    def __init__(self, inner): super().__init__(); self.parts = torch.nn.ModuleDict({'drop': torch.nn.Dropout(.5), 'inner': inner}); self.register_module('none', None)
-    def forward(self, x): return self.parts['drop'](self.parts['inner'](x))
-
-class Doubled(torch.nn.Linear):
-    def __call__(self, *args): return 2*super().__call__(*args)
-
-@pytest.mark.parametrize('part', [lambda m: torch.nn.Sequential(m, torch.nn.Dropout(.5)), Named, parametrizations.spectral_norm, lambda m: prune.l1_unstructured(m, 'weight', .5) and m,
-    lambda m: Doubled(64, 16), lambda m: torch.jit.trace(m, torch.zeros(1, 1, 64))], ids=['sequential', 'dict', 'spectral norm', 'pruned', 'own call', 'traced'])
-@pytest.mark.filterwarnings('ignore')
-def test_parts_of_other_kinds_are_evaluated_as_in_the_model(part):
-    model, x = with_a_part(part), torch.zeros(1, 2, dtype=torch.long)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    with torch.no_grad(): got, again = model.bare().hidden(x), model.bare().hidden(x)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and model.training
-    with torch.no_grad(): assert torch.equal(got, again) and torch.equal(got, model.eval().hidden(x))
-
-def test_what_a_part_notes_down_while_decoding_is_found_in_the_model():
-    class Counting(torch.nn.Linear):
-        hooked, seen = 1., 0
-        def forward(self, x): self.seen = self.seen + 1; self.last = x; return super().forward(x)*self.hooked
-    model = with_a_part(lambda m: Counting(64, 16))
-    model.decode(torch.zeros(1, 2, dtype=torch.long), 3)
-    part = model.blocks[0].mlp.down
-    assert part.seen == 3 and part.last.shape == (1, 1, 64) and model.training
+    assert [line.split() for line in table.splitlines()[1:]] == [['prefill', '256', '1', '256', '500.0',
+        '512'], ['decode', '64', '64', '1', '2000.0', '32']]

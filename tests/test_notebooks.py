@@ -14,7 +14,7 @@ names = lambda p: p.stem
 def cells(path): return nbformat.read(path, 4).cells
 
 def with_solutions(nb):
-    "After each exercise and its check: the solution, and the check once more. Returns the places of both checks."
+    "After each exercise and its check: the solution, and the check again. Returns where both checks are."
     out, checks = [], []
     for c in nb.cells:
         out.append(c)
@@ -31,10 +31,13 @@ def printed(cell): return ''.join(o.get('text', '') for o in cell.outputs if o.g
 def test_run_all_from_a_fresh_kernel(path, tmp_path):
     nb = nbformat.read(path, 4)
     checks = with_solutions(nb)
-    NotebookClient(nb, timeout=600, kernel_name='python3', resources={'metadata': {'path': ROOT/'nbs'}}).execute()
+    NotebookClient(nb, timeout=600, kernel_name='python3',
+                   resources={'metadata': {'path': ROOT/'nbs'}}).execute()
     for unsolved, solved in checks:
-        assert printed(nb.cells[unsolved]).startswith('Not yet'), f'the check accepts an empty answer:\n{nb.cells[unsolved].source}'
-        assert printed(nb.cells[solved]).startswith('Right.'), f'the check refuses the solution:\n{nb.cells[unsolved].source}'
+        check = nb.cells[unsolved].source
+        empty = printed(nb.cells[unsolved])
+        assert empty.startswith('Not yet'), f'the check accepts an empty answer:\n{check}'
+        assert printed(nb.cells[solved]).startswith('Right.'), f'the check refuses the solution:\n{check}'
 
 @pytest.mark.parametrize('path', LESSONS, ids=names)
 def test_every_lesson_has_its_parts(path):
@@ -50,7 +53,8 @@ def test_every_lesson_has_its_parts(path):
 @pytest.mark.parametrize('path', LESSONS, ids=names)
 def test_cells_stay_small_and_show_something(path):
     code = [c for c in cells(path) if c.cell_type == 'code']
-    lengths = sorted(len([l for l in c.source.splitlines() if l.strip() and not l.startswith('#|')]) for c in code)
+    lengths = sorted(len([l for l in c.source.splitlines() if l.strip() and not l.startswith('#|')])
+                     for c in code)
     words = sum(len(c.source.split()) for c in cells(path) if c.cell_type == 'markdown')
     assert lengths[len(lengths)//2] <= 6 and lengths[int(.9*(len(lengths)-1))] <= 20, lengths
     assert sum(bool(c.outputs) for c in code) >= len(code)/3

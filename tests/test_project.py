@@ -1,5 +1,6 @@
 "Notebooks, package, README and site say the same."
-import ast, importlib, re, shutil, subprocess, sys
+import ast, importlib, inspect, re, shutil, subprocess, sys
+from collections import Counter
 from configparser import ConfigParser
 
 import nbformat
@@ -14,10 +15,12 @@ sys.path.insert(0, str(ROOT/'tools'))
 from finish_site import finish
 from readme import readme
 
-MODULES = sorted(p.stem for p in (ROOT/'tinylm').glob('*.py') if p.stem not in ('__init__', '_modidx'))
+MODULES = sorted(p.stem for p in (ROOT/'tinylm').glob('*.py')
+                 if p.stem not in ('__init__', '_modidx', '__main__'))
 PAGES = sorted((ROOT/'nbs').glob('*.ipynb'))
 
-def markdown(path): return '\n\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown')
+def markdown(path):
+    return '\n\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown')
 
 # --- the package is its notebooks
 
@@ -25,23 +28,32 @@ def test_clean_and_export_change_nothing(tmp_path, monkeypatch):
     "On a copy whose modules are deleted first; so no module can be left over that has no notebook."
     monkeypatch.delenv('IN_TEST', raising=False)
     for name in ('settings.ini', '_quarto.yml', 'pyproject.toml'): shutil.copy(ROOT/name, tmp_path/name)
-    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True,
+                    ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     (tmp_path/'tinylm').mkdir()
-    for command in ('nbdev_clean', 'nbdev_export'): subprocess.run([sys.executable, '-c', f'from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; {command}()'], cwd=tmp_path, check=True)
+    for command in ('nbdev_clean', 'nbdev_export'):
+        subprocess.run([sys.executable, '-c', f'from nbdev.clean import nbdev_clean; from nbdev.doclinks '
+                                              f'import nbdev_export; {command}()'], cwd=tmp_path, check=True)
     files = lambda folder, pattern: {p.name: p.read_text() for p in folder.glob(pattern)}
     for folder, pattern in (('tinylm', '*.py'), ('nbs', '*.ipynb')):
         old, new = files(ROOT/folder, pattern), files(tmp_path/folder, pattern)
         assert old.keys() == new.keys()
-        assert [name for name in old if old[name] != new[name]] == [], 'run `make export` and commit what it changes'
+        changed = [name for name in old if old[name] != new[name]]
+        assert changed == [], 'run `make export` and commit what it changes'
 
 def test_a_module_imports_only_from_lower_numbers():
-    made_by = {re.search(r'#\| default_exp (\w+)', '\n'.join(c.source for c in nbformat.read(p, 4).cells))[1]: p.stem for p in PAGES if p.name[0].isdigit()}
+    made_by = {re.search(r'#\| default_exp (\w+)',
+        '\n'.join(c.source for c in nbformat.read(p, 4).cells))[1]: p.stem for p in PAGES
+        if p.name[0].isdigit()}
     for module, lesson in made_by.items():
         source = (ROOT/'tinylm'/f'{module}.py').read_text()
-        for used in re.findall(r'^from \.(\w+) import', source, re.M): assert made_by[used] < lesson, f'{module} imports {used}'
+        for used in re.findall(r'^from \.(\w+) import', source, re.M):
+            assert used == 'core' or made_by[used] < lesson, f'{module} imports {used}'
+    assert not re.search(r'^from \.', (ROOT/'tinylm'/'core.py').read_text(), re.M)
 
 def test_import_tinylm_is_the_whole_of_it():
-    public = [name for m in MODULES if m != 'cli' for name in importlib.import_module(f'tinylm.{m}').__all__]
+    public = [name for m in MODULES if m not in ('cli', 'old', '__main__')
+              for name in importlib.import_module(f'tinylm.{m}').__all__]
     assert sorted(tinylm.__all__) == sorted(public) and len(set(public)) == len(public)
     space = {}
     exec('from tinylm import *', space)
@@ -56,29 +68,106 @@ def test_every_public_function_has_a_docstring_and_a_comment_for_each_argument()
     for module in MODULES:
         source = (ROOT/'tinylm'/f'{module}.py').read_text()
         tree, lines = ast.parse(source), source.splitlines()
-        functions = [n for c in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != '_')] for n in c.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not (n.name.startswith('_') and n.name != '__init__')]
+        functions = [n for c in [tree,
+            *(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != '_')] for n in c.body
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+            and not (n.name.startswith('_') and n.name != '__init__')]
         for f in functions:
+            if f.name == 'attend' and f.args.args[-1].lineno == f.lineno: continue  # `Pass` documents it
             if f.name != '__init__': assert ast.get_docstring(f), f'{module}.{f.name} has no docstring'
             if isinstance(f, ast.ClassDef): continue
             for a in [*f.args.args, *f.args.kwonlyargs]:
-                if a.arg not in ('self', 'cls'): assert re.search(r'#\s*\S', lines[a.lineno-1]), f'{module}.{f.name}: {a.arg} has no comment'
+                if a.arg not in ('self', 'cls'):
+                    assert re.search(r'#\s*\S',
+                                     lines[a.lineno-1]), f'{module}.{f.name}: {a.arg} has no comment'
 
 def test_the_phases_are_marked_where_they_happen():
     source = {m: (ROOT/'tinylm'/f'{m}.py').read_text() for m in ('model', 'training', 'decoding')}
-    assert '# PREFILL PHASE' in source['model'] and '# PREFILL PHASE' in source['training'] and '# DECODE PHASE' in source['decoding']
+    assert '# PREFILL PHASE' in source['model'] and '# PREFILL PHASE' in source['training']
+    assert '# DECODE PHASE' in source['decoding']
 
 def test_the_library_never_unpickles():
     for module in MODULES:
         source = (ROOT/'tinylm'/f'{module}.py').read_text()
         assert not re.search(r'pickle|torch\.load|torch\.save|weights_only', source), module
 
+# --- the shape of the sources
+
+def sources(): return {m: ast.parse((ROOT/'tinylm'/f'{m}.py').read_text()) for m in MODULES}
+
+def code_cells(path): return [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
+
+def test_blocks_know_a_pass_and_no_cache():
+    for part in (tinylm.Block, tinylm.CausalSelfAttention):
+        assert list(inspect.signature(part.forward).parameters) == ['self', 'x', 'p', 'layer']
+    for part in (tinylm.Block, tinylm.CausalSelfAttention, tinylm.MLP):
+        assert 'cache' not in inspect.getsource(part)
+
+def asks_for_a_cache(node):
+    "A comparison of a cache with None, or a test of whether there is one."
+    is_cache = lambda n: isinstance(n, ast.Name) and n.id == 'cache' or isinstance(n,
+        ast.Attribute) and n.attr == 'cache'
+    if isinstance(node, ast.Compare):
+        return is_cache(node.left) and any(isinstance(c, ast.Constant) and c.value is None
+                                           for c in node.comparators)
+    tests = [node.test] if isinstance(node,
+        (ast.If, ast.IfExp, ast.While)) else node.values if isinstance(node,
+            ast.BoolOp) else [node.operand] if isinstance(node, ast.UnaryOp) else []
+    return any(map(is_cache, tests))
+
+def test_only_begin_and_the_law_ask_whether_there_is_a_cache():
+    who = {(m, f.name) for m, tree in sources().items() for f in ast.walk(tree)
+           if isinstance(f, ast.FunctionDef) and any(map(asks_for_a_cache, ast.walk(f)))}
+    assert who == {('model', 'begin'), ('decoding', 'phase_gap')}
+
+def test_no_lesson_redefines_what_another_has_defined():
+    "Functions, classes and methods of all exported cells; the page of old names is not a lesson."
+    seen = Counter()
+    for m, tree in sources().items():
+        if m == 'old': continue
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                seen.update([node.name, *(f'{node.name}.{f.name}' for f in node.body
+                                          if isinstance(f, ast.FunctionDef))])
+            if isinstance(node, ast.FunctionDef):
+                patched = any('patch' in ast.unparse(d) for d in node.decorator_list)
+                seen[f'{ast.unparse(node.args.args[0].annotation)}.{node.name}' if patched
+                     else f'{m}.{node.name}' if node.name[0] == '_' else node.name] += 1
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+                seen[ast.unparse(node.targets[0])] += 1
+    assert [name for name, n in seen.items() if n > 1] == []
+
+def test_private_names_stay_in_their_module():
+    trees = [*sources().values(),
+             *(ast.parse(c) for p in PAGES for c in code_cells(p) if not c.startswith('%'))]
+    taken = [a.name for t in trees for n in ast.walk(t) if isinstance(n, ast.ImportFrom)
+        and (n.level or (n.module or '').startswith('tinylm')) for a in n.names if re.match('_[a-z]', a.name)]
+    assert taken == []
+
+def test_no_line_is_longer_than_110():
+    "`__all__` and `_modidx.py` are written by nbdev, and a directive of nbdev has to stand in one line."
+    long = []
+    for m in MODULES:
+        tree = ast.parse(source := (ROOT/'tinylm'/f'{m}.py').read_text())
+        free = {n for a in tree.body if isinstance(a, ast.Assign)
+                and ast.unparse(a.targets[0]) == '__all__' for n in range(a.lineno, a.end_lineno + 1)}
+        long += [f'{m}:{i}' for i, l in enumerate(source.splitlines(), 1) if len(l) > 110
+                 and i not in free and not l.startswith('"""')]
+    assert long == []
+    done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--output-format', 'concise', '.'],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
 # --- packaging
 
 def test_the_package_runs_without_notebook_tools():
     "Jupyter, nbdev and matplotlib are for the course; the installed package must not need them."
-    blocked = ['IPython', 'nbdev', 'matplotlib', 'ipywidgets', 'anywidget', 'traitlets', 'playwright', 'jupyterlab', 'execnb', 'nbclient', 'nbformat', 'yaml', 'pytest', 'hypothesis']
-    code = f'import sys\nfor m in {blocked}: sys.modules[m] = None\nimport tinylm, tinylm.cli\nprint(tinylm.LanguageModel().config.n_params)'
-    assert int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) > 0
+    blocked = ['IPython', 'nbdev', 'matplotlib', 'ipywidgets', 'anywidget', 'traitlets', 'playwright',
+               'jupyterlab', 'execnb', 'nbclient', 'nbformat', 'yaml', 'pytest', 'hypothesis']
+    code = (f'import sys\nfor m in {blocked}: sys.modules[m] = None\n'
+            'import tinylm, tinylm.cli\nprint(tinylm.LanguageModel().config.n_params)')
+    assert int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                              check=True).stdout) > 0
 
 def settings():
     config = ConfigParser(); config.read(ROOT/'settings.ini', encoding='utf-8')
@@ -86,13 +175,16 @@ def settings():
 
 def test_every_runtime_dependency_is_imported_and_justified():
     sources = '\n'.join(p.read_text() for p in (ROOT/'tinylm').glob('*.py'))
-    used = set(re.findall(r'^(?:from|import) (\w+)', sources, re.M)) - set(sys.stdlib_module_names) - {'tinylm', 'pydoc_data'}
+    used = set(re.findall(r'^(?:from|import) (\w+)', sources,
+                          re.M)) - set(sys.stdlib_module_names) - {'tinylm', 'pydoc_data'}
     declared = {re.split(r'[<>=]', r)[0] for r in settings()['requirements'].split()}
     assert used <= declared
     reasons = (ROOT/'CONTRIBUTING.md').read_text()
     assert [d for d in declared if f'`{d}`' not in reasons] == []
 
-def test_the_version_has_one_source(): assert tinylm.__version__ == settings()['version']
+def test_the_version_has_one_source():
+    assert tinylm.__version__ == settings()['version']
+    assert f"## {settings()['version']}" in (ROOT/'CHANGELOG.md').read_text()
 
 def test_every_flag_of_a_dataclass_is_explained():
     assert {f.name for f in [*cli._SHAPE, *cli._RECIPE]} == cli._ABOUT.keys()
@@ -113,8 +205,10 @@ def test_readme_starts_with_two_commands():
 def test_make_docs_says_where_to_get_quarto_and_installs_nothing(tmp_path):
     shutil.copy(ROOT/'Makefile', tmp_path/'Makefile')
     for tool in ('make', 'sh'): (tmp_path/tool).symlink_to(shutil.which(tool))
-    done = subprocess.run([tmp_path/'make', 'docs'], cwd=tmp_path, env={'PATH': str(tmp_path)}, capture_output=True, text=True)
-    assert done.returncode != 0 and done.stdout == 'make docs needs Quarto, which is a program of its own: https://quarto.org/docs/get-started/\n'
+    done = subprocess.run([tmp_path/'make', 'docs'], cwd=tmp_path, env={'PATH': str(tmp_path)},
+                          capture_output=True, text=True)
+    assert done.returncode != 0 and done.stdout == ('make docs needs Quarto, which is a program of its own: '
+                                                    'https://quarto.org/docs/get-started/\n')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['Makefile', 'make', 'sh']
 
 def sidebar(items):
@@ -128,18 +222,28 @@ def test_every_page_is_in_the_sidebar_in_reading_order():
     assert sorted(pages) == [p.name for p in PAGES]
     lessons = [p for p in pages if p[0].isdigit()]
     assert lessons == sorted(lessons) and pages[0] == 'index.ipynb'
-    assert (ROOT/'nbs'/'_quarto.yml').is_symlink() and (ROOT/'nbs'/'_quarto.yml').resolve() == ROOT/'_quarto.yml'
 
-def slug(heading): return re.sub(r'[^\w\- ]', '', re.sub(r'`|\*', '', heading).lower()).strip().replace(' ', '-')
+def test_the_site_is_described_once():
+    "nbdev looks only beside the notebooks, and a symbolic link breaks on some systems: so there is a copy."
+    assert (ROOT/'nbs'/'_quarto.yml').read_text() == (ROOT/'_quarto.yml').read_text(), 'run `make export`'
+    links = [p for p in subprocess.run(['git', 'ls-files', '-s'], cwd=ROOT, capture_output=True,
+                                       text=True).stdout.splitlines() if p.startswith('120000')]
+    assert not links
+
+def slug(heading):
+    return re.sub(r'[^\w\- ]', '', re.sub(r'`|\*', '', heading).lower()).strip().replace(' ', '-')
 
 def anchors(path):
     text = markdown(path)
-    exported = re.findall(r'^(?:def|class) (\w+)', '\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code'), re.M)
+    exported = re.findall(r'^(?:def|class) (\w+)',
+        '\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code'), re.M)
     return {slug(h) for h in re.findall(r'^#+ (.*)$', text, re.M)} | {n.lower() for n in exported}
 
 def links(path):
-    shown = [o.data['text/markdown'] for c in nbformat.read(path, 4).cells if c.cell_type == 'code' for o in c.outputs if 'text/markdown' in o.get('data', {})]
-    return re.findall(r'\]\(([^)\s]+)\)', re.sub(r'```.*?```', '', '\n'.join([markdown(path), *shown]), flags=re.S))
+    shown = [o.data['text/markdown'] for c in nbformat.read(path, 4).cells if c.cell_type == 'code'
+             for o in c.outputs if 'text/markdown' in o.get('data', {})]
+    return re.findall(r'\]\(([^)\s]+)\)',
+                      re.sub(r'```.*?```', '', '\n'.join([markdown(path), *shown]), flags=re.S))
 
 @pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 def test_links_and_anchors_resolve(path):
@@ -156,7 +260,7 @@ def test_links_of_the_readme_resolve():
 
 @pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 def test_every_page_begins_with_a_title_and_a_promise(path):
-    "nbdev makes the front matter from a title and a line that begins with >, and takes the whole cell away: so nothing else stands in it."
+    "nbdev makes the front matter from a title and a line with >, and takes the whole cell away."
     first, second = nbformat.read(path, 4).cells[:2]
     assert re.fullmatch(r'# .+\n\n> .+', first.source)
     assert second.cell_type == 'markdown' and len(second.source) > 60
@@ -164,12 +268,14 @@ def test_every_page_begins_with_a_title_and_a_promise(path):
 @pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 def test_every_figure_has_an_alt_text(path):
     "A picture that stands alone; a widget brings its own page."
-    figures = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code' and any('image/png' in o.get('data', {}) and 'text/html' not in o.data for o in c.outputs)]
+    figures = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code'
+               and any('image/png' in o.get('data', {}) and 'text/html' not in o.data for o in c.outputs)]
     assert [s for s in figures if not re.match(r'#\| fig-alt: "[^"\\]{30,}"\n', s)] == []
 
 def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
     "nbdev's own processing, which Quarto then renders: sources stay visible, docments become tables."
-    for name in ('settings.ini', '_quarto.yml', 'tinylm'): (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, tmp_path/name)
+    for name in ('settings.ini', '_quarto.yml', 'tinylm'):
+        (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, tmp_path/name)
     shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True)
     code = 'from nbdev.serve import proc_nbs\nif __name__ == "__main__": proc_nbs(n_workers=0)'
     subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
@@ -177,7 +283,9 @@ def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
     assert sorted(pages) == [p.name for p in PAGES] and (tmp_path/'_proc'/'images'/'phases.svg').exists()
     page = pages['02_model.ipynb'].cells
     assert any('def prefill(' in c.source for c in page if c.cell_type == 'code')
-    shown = ''.join(str(o.get('data', {}).get('text/markdown', '')) + str(o.get('data', {}).get('text/html', '')) for c in page if c.cell_type == 'code' for o in c.outputs)
+    shown = ''.join(str(o.get('data', {}).get('text/markdown', ''))
+        + str(o.get('data', {}).get('text/html', '')) for c in page if c.cell_type == 'code'
+        for o in c.outputs)
     assert 'LanguageModel.prefill' in shown and 'token ids, T at most block_size' in shown
     assert re.search(r'\[source\]\(\S+/tinylm/model\.py#L\d+\)', shown)
     assert all('#| echo: false' in c.source for c in pages['api.ipynb'].cells if c.cell_type == 'code')
@@ -186,11 +294,16 @@ def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
         assert about['title'] and about['description'], name
 
 def test_a_finished_page_asks_no_other_host_and_links_within_the_site():
-    raw = """<script src="https://cdn.jsdelivr.net/npm/requirejs@2.3.6/require.min.js" crossorigin="anonymous"></script>
-<script src="https://cdn.jsdelivr.net/npm/jquery@3.5.1/dist/jquery.min.js"></script><script src="site_libs/a.js"></script>
-<script type="application/javascript">define('jquery', [],function() {return window.jQuery;})</script>
-<a href="https://example.org/tinylm/kv_cache.html#kvcache"><code>KVCache</code></a> <a href="https://example.org/tinylm/data.html#_download"><code>_download</code></a> <a href="https://quarto.org">Quarto</a>
+    cdn, home = 'https://cdn.jsdelivr.net/npm', 'https://example.org/tinylm/'
+    raw = f"""<script src="{cdn}/requirejs@2.3.6/require.min.js" crossorigin="anonymous"></script>
+<script src="{cdn}/jquery@3.5.1/dist/jquery.min.js"></script><script src="site_libs/a.js"></script>
+<script type="application/javascript">define('jquery', [],function() {{return window.jQuery;}})</script>
+<a href="{home}kv_cache.html#kvcache"><code>KVCache</code></a>
+<a href="{home}data.html#_download"><code>_download</code></a>
+<a href="https://quarto.org">Quarto</a>
 <figure><img src="a.svg"><figcaption>Two <em>phases</em></figcaption></figure>"""
-    assert finish(raw, 'https://example.org/tinylm/').split('\n') == ['<script src="site_libs/a.js"></script>',
-        '<a href="kv_cache.html#kvcache"><code>KVCache</code></a> <code>_download</code> <a href="https://quarto.org">Quarto</a>',
+    assert finish(raw, home).split('\n') == [
+        '<script src="site_libs/a.js"></script>',
+        '<a href="kv_cache.html#kvcache"><code>KVCache</code></a>', '<code>_download</code>',
+        '<a href="https://quarto.org">Quarto</a>',
         '<figure><img alt="Two phases" src="a.svg"><figcaption>Two <em>phases</em></figcaption></figure>']

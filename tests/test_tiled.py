@@ -12,7 +12,8 @@ from tinylm.attention import ATTENTION
 from tinylm.tiled import LiveBytes, _nothing_yet, _take_in, _tiles, tiled_attention
 
 quick = settings(deadline=None, max_examples=60)
-tolerance = {torch.float64: (1e-14, 1e-12), torch.float32: (2e-6, 1e-5), torch.bfloat16: (2e-6, 2**-7)}     # absolute for inputs of size 1, relative
+# absolute for inputs of size 1, relative
+tolerance = {torch.float64: (1e-14, 1e-12), torch.float32: (2e-6, 1e-5), torch.bfloat16: (2e-6, 2**-7)}
 
 def masked_attention(q, k, v, mask):
     "The reference for any mask; a row that may see nothing gives zeros."
@@ -23,7 +24,8 @@ def masked_attention(q, k, v, mask):
 def problems(draw, dtypes=tuple(tolerance), longest=40):
     "q, k, v of random shape and size, and a tile."
     B, H, D, S = (draw(st.integers(1, n)) for n in (3, 3, 8, longest))
-    T, dtype, scale = draw(st.integers(1, S)), draw(st.sampled_from(dtypes)), draw(st.sampled_from([.01, 1, 5]))
+    T, dtype, scale = draw(st.integers(1,
+                                       S)), draw(st.sampled_from(dtypes)), draw(st.sampled_from([.01, 1, 5]))
     g = seeded(draw(st.integers(0, 999)))
     q, k, v = (torch.randn(B, H, n, D, generator=g).mul(scale).to(dtype) for n in (T, S, S))
     return q, k, v, draw(st.sampled_from([1, 2, 3, 5, 8, 16, 64]))
@@ -45,7 +47,8 @@ def close(got, want, *inputs):
     "Within the rounding of the type of the inputs, scores of their size and a result in that type."
     atol, rtol = tolerance[got.dtype]
     size = max(1, *(t.abs().max().item() for t in inputs))
-    return got.dtype == inputs[0].dtype and torch.allclose(got.double(), want.double(), atol=atol*size**4, rtol=rtol)
+    return got.dtype == inputs[0].dtype and torch.allclose(got.double(), want.double(), atol=atol*size**4,
+                                                           rtol=rtol)
 
 # --- the same numbers
 
@@ -55,7 +58,8 @@ def test_forward_and_gradients_are_those_of_the_reference(problem):
     q, k, v, tile = problem
     grad = torch.randn(q.shape, generator=seeded(1)).to(q.dtype)
     want = passes(causal_attention, [t.double() for t in (q, k, v)], grad.double())
-    for got, w in zip(passes(partial(tiled_attention, tile=tile), (q, k, v), grad), want): assert close(got, w, q, k, v)
+    for got, w in zip(passes(partial(tiled_attention, tile=tile), (q, k, v), grad), want):
+        assert close(got, w, q, k, v)
 
 @quick
 @given(problems(), st.data())
@@ -64,7 +68,8 @@ def test_rows_of_different_lengths(problem, data):
     mask = rows_of_different_lengths(data, len(q), q.shape[2], k.shape[2])
     grad = torch.randn(q.shape, generator=seeded(1)).to(q.dtype)
     want = passes(lambda *t: masked_attention(*t, mask), [t.double() for t in (q, k, v)], grad.double())
-    for got, w in zip(passes(lambda *t: tiled_attention(*t, mask, tile=tile), (q, k, v), grad), want): assert close(got, w, q, k, v)
+    for got, w in zip(passes(lambda *t: tiled_attention(*t, mask, tile=tile), (q, k, v), grad), want):
+        assert close(got, w, q, k, v)
 
 @quick
 @given(problems([torch.float64]), st.data())
@@ -72,10 +77,12 @@ def test_any_mask_of_any_broadcast_shape_also_one_that_hides_all(problem, data):
     q, k, v, tile = problem
     full = (*q.shape[:3], k.shape[2])
     shape = [data.draw(st.sampled_from([1, n])) for n in full][data.draw(st.integers(0, 2)):]
-    mask = torch.rand(shape, generator=seeded(data.draw(st.integers(0, 99)))) < data.draw(st.sampled_from([0, .1, .5, 1]))
+    mask = torch.rand(shape, generator=seeded(data.draw(st.integers(0, 99)))) < data.draw(st.sampled_from([0,
+        .1, .5, 1]))
     out, *grads = passes(lambda *t: tiled_attention(*t, mask, tile=tile), (q, k, v), torch.ones_like(q))
     hidden = ~mask.expand(full).any(-1)
-    assert all(t.isfinite().all() for t in (out, *grads)) and not out[hidden].any() and not grads[0][hidden].any()
+    assert all(t.isfinite().all() for t in (out,
+                                            *grads)) and not out[hidden].any() and not grads[0][hidden].any()
     want = masked_attention(q, k, v, mask.expand(full))
     assert torch.allclose(out[~hidden], want[~hidden], atol=1e-12)
 
@@ -83,13 +90,16 @@ def test_any_mask_of_any_broadcast_shape_also_one_that_hides_all(problem, data):
 @given(problems([torch.float64], longest=20))
 def test_the_causal_mask_given_or_not_is_the_same(problem):
     q, k, v, tile = problem
-    assert torch.allclose(tiled_attention(q, k, v, tile=tile), tiled_attention(q, k, v, causal_mask(q.shape[2], k.shape[2]), tile=tile), atol=1e-13)
+    assert torch.allclose(tiled_attention(q, k, v, tile=tile),
+        tiled_attention(q, k, v, causal_mask(q.shape[2], k.shape[2]), tile=tile), atol=1e-13)
 
 def test_any_dimensions_in_front_and_memory_in_any_order():
-    x = torch.randn(2, 9, 3, 4, 5, generator=seeded())                # (B, T, 3, H, D), as the model's projection gives it
+    # (B, T, 3, H, D), as the model's projection gives it
+    x = torch.randn(2, 9, 3, 4, 5, generator=seeded())
     q, k, v = x.permute(2, 0, 3, 1, 4)
     assert torch.allclose(tiled_attention(q, k, v, tile=4), causal_attention(q, k, v), atol=1e-6)
-    assert torch.allclose(tiled_attention(q[0, 0], k[0, 0], v[0, 0], tile=4), causal_attention(q[0, 0], k[0, 0], v[0, 0]), atol=1e-6)
+    assert torch.allclose(tiled_attention(q[0, 0], k[0, 0], v[0, 0], tile=4),
+                          causal_attention(q[0, 0], k[0, 0], v[0, 0]), atol=1e-6)
 
 def test_gradients_by_finite_differences():
     q, k, v = leaves(*(torch.randn(2, n, 3, generator=seeded(n)).double() for n in (4, 6, 6)))
@@ -104,11 +114,57 @@ def test_a_second_derivative_is_refused_and_not_wrong():
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from([.1, 1, 100]), st.integers(0, 99))
 def test_a_row_in_any_pieces_is_a_softmax(pieces, scale, seed):
     n, g = sum(pieces), seeded(seed)
-    scores, values, state = torch.randn(3, n, generator=g).double()*scale, torch.randn(n, 4, generator=g).double(), _nothing_yet(torch.zeros(3, 4).double())
+    scores, values, state = torch.randn(3, n, generator=g).double()*scale, torch.randn(n, 4,
+        generator=g).double(), _nothing_yet(torch.zeros(3, 4).double())
     for s, piece in zip(scores.split(pieces, 1), values.split(pieces)):
         state = _take_in(state, s, piece)
         assert (state[1] >= 1).all()
     assert torch.allclose(state[2]/state[1], scores.softmax(-1) @ values, atol=1e-12)
+
+# --- under autocast
+
+def under_autocast(attend):
+    def work(*tensors):
+        with torch.autocast('cpu', torch.bfloat16): return attend(*tensors)
+    return work
+
+@quick
+@given(problems([torch.bfloat16]), st.booleans(), st.data())
+def test_under_autocast_only_inputs_and_results_are_rounded(problem, inside, data):
+    q, k, v, tile = problem
+    grad = torch.randn(q.shape, generator=seeded(1)).to(q.dtype)
+    mask = rows_of_different_lengths(data, len(q), q.shape[2],
+                                     k.shape[2]) if data.draw(st.booleans()) else None
+    slow = causal_attention if mask is None else lambda *t: masked_attention(*t, mask)
+    want = passes(slow, [t.float() for t in (q, k, v)], grad.float())
+    attend = lambda *t: tiled_attention(*t, mask, tile=tile)
+    # the backward pass too, or the forward alone
+    with torch.autocast('cpu', torch.bfloat16, enabled=inside):
+        got = passes(under_autocast(attend), (q, k, v), grad)
+    for a, w, rounded in zip(got, want, passes(attend, (q, k, v), grad)):
+        assert close(a, w, q, k, v) and torch.equal(a, rounded)
+
+def test_the_reference_is_not_as_exact_under_autocast():
+    "Otherwise the test above could not fail."
+    q, k, v = torch.randn(3, 2, 40, 8, generator=seeded()).bfloat16()
+    want = causal_attention(*(t.float() for t in (q, k, v)))
+    assert not close(under_autocast(causal_attention)(q, k, v), want, q, k, v)
+    assert close(under_autocast(partial(tiled_attention, tile=5))(q, k, v), want, q, k, v)
+
+@quick
+@given(problems([torch.float32]), st.lists(st.booleans(), min_size=3, max_size=3))
+def test_autocast_makes_one_type_of_several(problem, already):
+    *tensors, tile = problem
+    attend = partial(tiled_attention, tile=tile)
+    mixed = leaves(*(t.bfloat16() if there else t for t, there in zip(tensors, already)))
+    out = under_autocast(attend)(*mixed)
+    assert torch.equal(out, attend(*(t.bfloat16() for t in tensors)))
+    out.sum().backward()
+    assert all(t.grad.dtype == t.dtype for t in mixed)
+
+def test_autocast_leaves_float64_alone():
+    q, k, v = torch.randn(3, 2, 9, 4, generator=seeded()).double()
+    assert torch.equal(under_autocast(tiled_attention)(q, k, v), tiled_attention(q, k, v))
 
 # --- numbers at the edge
 
@@ -116,7 +172,8 @@ def test_a_row_in_any_pieces_is_a_softmax(pieces, scale, seed):
 @pytest.mark.parametrize('scale', [0, 1e4, -1e4])
 @pytest.mark.parametrize('dtype', tolerance)
 def test_huge_and_equal_scores(dtype, scale, tile):
-    q, k = torch.full((2, 9, 1), 1.).to(dtype), torch.linspace(.5, 1, 9)[:, None].expand(2, 9, 1).to(dtype)*scale
+    q, k = torch.full((2, 9, 1), 1.).to(dtype), torch.linspace(.5, 1, 9)[:, None].expand(2, 9,
+        1).to(dtype)*scale
     v = torch.randn(2, 9, 1, generator=seeded()).to(dtype)
     got = passes(partial(tiled_attention, tile=tile), (q, k, v), torch.ones_like(q))
     assert all(t.isfinite().all() for t in got)
@@ -146,7 +203,9 @@ def live(work):
     return watch.peak
 
 def profiled(work):
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof: work()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
+                                profile_memory=True) as prof:
+        work()
     now = [0]
     for e in prof.profiler.kineto_results.events():
         if e.name() == '[memory]': now.append(now[-1] + e.nbytes())
@@ -163,21 +222,24 @@ tiles_of_16 = partial(tiled_attention, tile=16)
 @pytest.mark.parametrize('count', [live, profiled])
 @pytest.mark.parametrize('backward', [False, True])
 def test_the_peak_grows_like_T_in_tiles_and_like_its_square_in_the_reference(count, backward):
-    tiled, reference = ([count(both(attend, T, backward)) for T in (256, 512, 1024)] for attend in (tiles_of_16, causal_attention))
+    tiled, reference = ([count(both(attend, T, backward)) for T in (256, 512, 1024)]
+                        for attend in (tiles_of_16, causal_attention))
     assert tiled[2] - tiled[1] == 2*(tiled[1] - tiled[0])              # exactly linear
     assert reference[2] > 3.8*reference[1] > 3.8*3.5*reference[0]
 
 @pytest.mark.parametrize('tile', [8, 16, 32])
 def test_the_peak_is_what_the_derivation_says(tile, H=2, D=8, T=256):
-    "Forward: output, maximum and sum of every row, and a handful of tiles. Backward: at most eight vectors a row more."
+    "Forward: output, maximum and sum of every row, a handful of tiles. Backward: eight vectors a row more."
     handful = H*4*(4*tile**2 + 8*tile*(D+1))
     attend = partial(tiled_attention, tile=tile)
     assert live(both(attend, T, False)) <= H*T*4*(D+2) + handful
     assert live(both(attend, T, True)) <= H*T*4*(8*D+4) + handful
 
-def test_the_two_counts_agree():
-    for attend in (causal_attention, tiles_of_16):
-        for backward in (False, True): assert 0 <= profiled(both(attend, 128, backward)) - live(both(attend, 128, backward)) <= 16     # the number that fills a mask
+@pytest.mark.parametrize('attend', [causal_attention, tiles_of_16], ids=['reference', 'tiled'])
+@pytest.mark.parametrize('backward', [False, True])
+def test_the_two_counts_agree(attend, backward):
+    heard, seen = (count(both(attend, 128, backward)) for count in (profiled, live))
+    assert 0 <= heard - seen <= 16                                     # the number that fills a mask
 
 def test_live_bytes_forgets_what_is_gone_and_ignores_views_and_what_was_there():
     old = torch.zeros(1000)
@@ -195,7 +257,8 @@ def test_live_bytes_forgets_what_is_gone_and_ignores_views_and_what_was_there():
 
 def twins(**changes):
     "A model with the fused kernel, and the same with tiles."
-    fused, tiled = (LanguageModel(LMConfig(vocab_size=11, n_layer=2, n_head=2, n_embd=8, **changes, attention=name)).eval() for name in ('fused', 'tiled'))
+    fused, tiled = (LanguageModel(LMConfig(vocab_size=11, n_layer=2, n_head=2, n_embd=8, **changes,
+                                           attention=name)).eval() for name in ('fused', 'tiled'))
     tiled.load_state_dict(fused.state_dict())
     return fused, tiled
 
@@ -232,18 +295,21 @@ def test_rows_of_different_lengths_in_the_model():
         for r, n in enumerate(lengths):
             if n: tiled.prefill(x[r:r+1, :n], cache=cache.row(r))
         got = tiled.prefill(torch.stack([x[r, n:n+6] for r, n in enumerate(lengths)]), cache=cache)[0]
-        for r, n in enumerate(lengths): assert torch.allclose(got[r], fused.prefill(x[r:r+1, :n+6])[0][0, n:], atol=1e-5)
+        for r, n in enumerate(lengths):
+            assert torch.allclose(got[r], fused.prefill(x[r:r+1, :n+6])[0][0, n:], atol=1e-5)
 
 def test_it_trains_and_decodes_as_the_fused_kernel():
     fused, tiled = twins(block_size=20)
     x = tokens(2, 20)
     for m in (fused, tiled): m.prefill(x[:, :-1], x[:, 1:])[1].backward()
-    assert all(torch.allclose(a.grad, b.grad, atol=1e-6) for a, b in zip(fused.parameters(), tiled.parameters()))
+    assert all(torch.allclose(a.grad, b.grad, atol=1e-6) for a,
+               b in zip(fused.parameters(), tiled.parameters()))
     assert torch.equal(fused.decode(x[:, :5], 12, temperature=0), tiled.decode(x[:, :5], 12, temperature=0))
 
 def test_dropout_in_training_is_refused_in_one_line_and_does_not_matter_afterwards():
     _, tiled = twins(block_size=20, dropout=.1)
-    with pytest.raises(ValueError, match=r'^dropout is 0\.1: tiled attention knows only 0$'): tiled.train().prefill(tokens(1, 5))
+    with pytest.raises(ValueError, match=r'^dropout is 0\.1: tiled attention knows only 0$'):
+        tiled.train().prefill(tokens(1, 5))
     tiled.eval().prefill(tokens(1, 5))
 
 # --- bad input
@@ -255,15 +321,21 @@ one = lambda *shape, dtype=torch.float32: torch.zeros(shape, dtype=dtype)
     ((one(4, 4), one(3, 4), one(3, 4)), {}, '4 queries at the end of 3 keys'),
     ((one(3, 4), one(3, 5), one(3, 5)), {}, r'shapes \(3, 4\), \(3, 5\), \(3, 5\): expected'),
     ((one(3, 4), one(3, 4), one(2, 4)), {}, r'shapes \(3, 4\), \(3, 4\), \(2, 4\)'),
-    ((one(2, 3, 4), one(1, 3, 4), one(1, 3, 4)), {}, 'have shapes'), ((one(4), one(4), one(4)), {}, 'have shapes'), ((one(3, 0), one(3, 0), one(3, 0)), {}, 'have shapes'),
-    ((one(3, 4), one(3, 4, dtype=torch.float64), one(3, 4)), {}, 'torch.float32, torch.float64, torch.float32: expected one floating-point type'),
+    ((one(2, 3, 4), one(1, 3, 4), one(1, 3, 4)), {}, 'have shapes'),
+    ((one(4), one(4), one(4)), {}, 'have shapes'), ((one(3, 0), one(3, 0), one(3, 0)), {}, 'have shapes'),
+    ((one(3, 4), one(3, 4, dtype=torch.float64), one(3, 4)), {},
+     'torch.float32, torch.float64, torch.float32: expected one floating-point type'),
     (tuple(one(3, 4, dtype=torch.long) for _ in range(3)), {}, 'expected one floating-point type'),
     ((one(3, 4), one(3, 4), one(3, 4)), dict(tile=0), 'tile is 0: expected a whole number of at least 1'),
-    ((one(3, 4), one(3, 4), one(3, 4)), dict(tile=-1), 'tile is -1'), ((one(3, 4), one(3, 4), one(3, 4)), dict(tile=2.5), 'tile is 2.5'), ((one(3, 4), one(3, 4), one(3, 4)), dict(tile=True), 'tile is True'),
+    ((one(3, 4), one(3, 4), one(3, 4)), dict(tile=-1), 'tile is -1'),
+    ((one(3, 4), one(3, 4), one(3, 4)), dict(tile=2.5), 'tile is 2.5'),
+    ((one(3, 4), one(3, 4), one(3, 4)), dict(tile=True), 'tile is True'),
     ((one(3, 4), one(3, 4), one(3, 4)), dict(dropout=.5), 'dropout is 0.5: tiled attention knows only 0'),
     ((one(3, 4), one(3, 4), one(3, 4)), dict(mask=one(3, 3)), 'mask is torch.float32: expected torch.bool'),
-    ((one(3, 4), one(3, 4), one(3, 4)), dict(mask=one(3, 2, dtype=torch.bool)), r'mask has shape \(3, 2\): expected one that broadcasts to \(3, 3\)'),
-    ((one(3, 4), one(3, 4), one(3, 4)), dict(mask=one(1, 3, 3, dtype=torch.bool)), r'mask has shape \(1, 3, 3\)')])
+    ((one(3, 4), one(3, 4), one(3, 4)), dict(mask=one(3, 2, dtype=torch.bool)),
+     r'mask has shape \(3, 2\): expected one that broadcasts to \(3, 3\)'),
+    ((one(3, 4), one(3, 4), one(3, 4)), dict(mask=one(1, 3, 3, dtype=torch.bool)),
+     r'mask has shape \(1, 3, 3\)')])
 def test_bad_input_is_one_clear_line(args, options, says):
     with pytest.raises(ValueError, match=says) as e: tiled_attention(*args, **options)
     assert '\n' not in str(e.value)

@@ -1,12 +1,18 @@
 import json
 from dataclasses import replace
-from math import log
+from math import inf, log
 
 import pytest
 import torch
 
-from tinylm import (CharTokenizer, LanguageModel, LMConfig, TrainConfig, Trainer, checkpoint_path, course_model, course_path, evaluate, evaluating,
-                    learning_rate, train, training)
+from hypothesis import given, strategies as st
+from torch.nn import functional as F
+
+from helpers import quick
+from tinylm import (CharTokenizer, LanguageModel, LMConfig, TrainConfig, Trainer, check_device,
+                    checkpoint_path,
+                    course_model, course_path, evaluate, evaluating, learning_rate, read_run, shown, train,
+                    training)
 
 TEXT = torch.randint(9, (2000,), generator=torch.Generator().manual_seed(0))
 SHAPE = LMConfig(vocab_size=9, block_size=8, n_layer=1, n_head=2, n_embd=16, dropout=.1)
@@ -28,11 +34,13 @@ def test_evaluate_is_the_mean_loss_of_all_windows():
 
 def test_evaluate_takes_spread_windows_and_changes_nothing():
     m = model().train()
-    assert evaluate(m, TEXT, 3) == evaluate(m, TEXT, 3) and m.training       # dropout is on, so two equal results show that it was off
+    # dropout is on, so two equal results show that it was off
+    assert evaluate(m, TEXT, 3) == evaluate(m, TEXT, 3) and m.training
     assert all(p.grad is None for p in m.parameters())
 
 def test_a_validation_text_shorter_than_a_window_is_refused():
-    with pytest.raises(ValueError, match='8 tokens is too short: block_size 8 needs at least 9'): evaluate(model(), TEXT[:8])
+    with pytest.raises(ValueError, match='8 tokens is too short: block_size 8 needs at least 9'):
+        evaluate(model(), TEXT[:8])
     with pytest.raises(ValueError, match='max_windows is 0'): evaluate(model(), TEXT, 0)
 
 def test_evaluating_restores_the_mode_of_every_part_after_an_error():
@@ -49,18 +57,84 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
     c = TrainConfig(steps=100, warmup=10, lr=1., min_lr=.1)
     rates = [learning_rate(s, c) for s in range(100)]
     assert rates[0] == .1 and rates[9] == 1. and max(rates) == 1.
-    assert all(a < b for a, b in zip(rates[:9], rates[1:10])) and all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert all(a < b for a, b in zip(rates[:9], rates[1:10])) and all(a > b for a,
+        b in zip(rates[10:], rates[11:]))
     assert learning_rate(55, c) == pytest.approx(.55) and learning_rate(100, c) == pytest.approx(.1)
 
-@pytest.mark.parametrize('bad', [dict(steps=0), dict(batch_size=-1), dict(eval_every=0), dict(eval_windows=1.5), dict(lr=1e-5, min_lr=1e-3), dict(lr=-1.), dict(lr=float('nan')),
-                                 dict(grad_clip=0.), dict(warmup=-1), dict(weight_decay=-.1), dict(beta1=1.), dict(beta2=-.1), dict(seed=-1), dict(seed='3'), dict(warmup=float('inf')), dict(lr='fast'), dict(weight_decay=float('inf'))])
+@quick
+@given(st.integers(0, 50), st.integers(1, 50), st.integers(0, 200))
+def test_the_learning_rate_stays_inside_its_limits_and_at_the_lowest_after_the_end(warmup, steps, step):
+    c = TrainConfig(steps=steps, warmup=warmup, lr=1., min_lr=.1)
+    rate = learning_rate(step, c)
+    assert 0 < rate <= 1 and (step < warmup or rate >= .1)
+    if step >= max(steps, warmup) and steps > warmup: assert rate == pytest.approx(.1)
+
+@pytest.mark.parametrize('bad',
+    [dict(steps=0), dict(batch_size=-1), dict(eval_every=0), dict(eval_windows=1.5),
+     dict(lr=1e-5, min_lr=1e-3), dict(lr=-1.), dict(lr=float('nan')),
+                                 dict(grad_clip=0.), dict(warmup=-1), dict(weight_decay=-.1), dict(beta1=1.),
+                                 dict(beta2=-.1), dict(seed=-1), dict(seed='3'), dict(warmup=float('inf')),
+                                 dict(lr='fast'), dict(weight_decay=float('inf'))])
 def test_a_recipe_without_sense_is_refused(bad):
-    with pytest.raises(ValueError, match=list(bad)[-1]): TrainConfig(**bad)
+    with pytest.raises(ValueError, match=list(bad)[-1]) as e: TrainConfig(**bad)
+    assert shown(list(bad.values())[-1]) in str(e.value)
+
+def test_the_edges_of_a_recipe_make_sense():
+    flat = TrainConfig(steps=1, warmup=0, lr=1e-3, min_lr=1e-3, weight_decay=0, beta1=0, grad_clip=inf)
+    assert learning_rate(0, flat) == learning_rate(9, flat) == 1e-3
+
+@pytest.mark.parametrize('seed', [2**63, 2**64, 10**30])
+def test_a_seed_that_no_generator_takes_is_refused_where_it_is_given(seed):
+    with pytest.raises(ValueError, match=f'seed is {seed}: expected a whole number from 0 to '
+                                         f'9223372036854775807'):
+        TrainConfig(seed=seed)
+    assert Trainer(model(), TEXT, TEXT, replace(RECIPE, seed=2**63-1)).generator.initial_seed() == 2**63-1
+
+# --- where it computes
+
+class Elsewhere(torch.Tensor):
+    "Ids as on a GPU: no model on the CPU takes them before `to`, and no numpy before `cpu`."
+    def numpy(self, **_): raise TypeError("can't convert cuda:0 device type tensor to numpy")
+    def cpu(self): return self.as_subclass(torch.Tensor)
+    def to(self, *a, **k): return self.as_subclass(torch.Tensor).to(*a, **k)
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in (F.embedding, F.cross_entropy):
+            raise RuntimeError('expected all tensors to be on the same device')
+        return super().__torch_function__(func, types, args, kwargs)
+
+def test_batches_and_windows_follow_the_device_of_the_model(tmp_path):
+    ids = TEXT.as_subclass(Elsewhere)
+    # the stand-in works
+    with pytest.raises(RuntimeError, match='same device'): model().prefill(ids[None, :8])
+    histories, models = [], []
+    for text in (ids, TEXT):
+        models.append(model())
+        run = train(models[-1], text, text, RECIPE, out=tmp_path/f'{len(models)}.safetensors', callback=quiet)
+        histories.append([(h['step'], h['val_loss']) for h in run])
+    assert histories[0] == histories[1] and bits(models[0]) == bits(models[1])
+    assert (tmp_path/'1.safetensors').read_bytes() == (tmp_path/'2.safetensors').read_bytes()
+
+@pytest.mark.parametrize('device', ['cpu', torch.device('cpu')])
+def test_a_device_is_where_the_model_goes(device):
+    run = Trainer(model(), TEXT, TEXT, RECIPE, device=device)
+    run.update()
+    assert {p.device.type for p in run.model.parameters()} == {'cpu'}
+    assert check_device(device) == torch.device('cpu')
+
+@pytest.mark.parametrize('bad', ['gpu', '', 'cuda:999', 'meta', 'cpu:x', 3.5, 'two\nlines', 'x'*999])
+def test_a_device_that_is_not_there_is_refused_in_one_line_and_nothing_moves(bad):
+    m = model()
+    with pytest.raises(ValueError) as e: Trainer(m, TEXT, TEXT, RECIPE, device=bad)
+    assert str(e.value).startswith(f'device is {shown(bad)}: this machine has cpu')
+    assert len(str(e.value)) < 300
+    assert {p.device.type for p in m.parameters()} == {'cpu'}
 
 def test_training_learns():
     ids = torch.arange(900) % 9                                # after 3 comes 4, always
     m = LanguageModel(replace(SHAPE, dropout=0.))
-    history = train(m, ids[:800], ids[800:], TrainConfig(steps=80, batch_size=8, lr=1e-2, eval_every=40), callback=quiet)
+    history = train(m, ids[:800], ids[800:], TrainConfig(steps=80, batch_size=8, lr=1e-2, eval_every=40),
+                    callback=quiet)
     assert abs(history[0]['val_loss'] - log(9)) < .3 and history[-1]['val_loss'] < .1
 
 def test_history_has_a_line_for_each_evaluation():
@@ -72,11 +146,14 @@ def test_a_gradient_step_is_clipped():
     torch.manual_seed(0)
     run = Trainer(model(), TEXT, TEXT, replace(RECIPE, grad_clip=1e-3))
     run.update()
-    assert torch.cat([p.grad.flatten() for p in run.model.parameters()]).norm() == pytest.approx(1e-3, rel=1e-3)
+    assert torch.cat([p.grad.flatten() for p in run.model.parameters()]).norm() == pytest.approx(1e-3,
+        rel=1e-3)
 
 def test_only_matrices_decay():
-    decayed = {id(p) for g in Trainer(model(), TEXT, TEXT, RECIPE).optimizer.param_groups if g['weight_decay'] for p in g['params']}
-    assert decayed and all(p.ndim > 1 for g in [Trainer(model(), TEXT, TEXT, RECIPE).optimizer.param_groups[0]] for p in g['params'])
+    decayed = {id(p) for g in Trainer(model(), TEXT, TEXT, RECIPE).optimizer.param_groups
+               if g['weight_decay'] for p in g['params']}
+    assert decayed and all(p.ndim > 1
+        for g in [Trainer(model(), TEXT, TEXT, RECIPE).optimizer.param_groups[0]] for p in g['params'])
 
 def test_a_diverging_run_says_so_and_keeps_the_weights_finite():
     m = model()
@@ -107,20 +184,96 @@ def test_train_stopped_anywhere_resumes_to_the_same_bits_and_history(tmp_path, s
     want = train(whole, TEXT, TEXT, RECIPE, callback=quiet)
     def stopper(run):
         if run.step == stop: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): train(model(), TEXT, TEXT, RECIPE, out=tmp_path/'m.safetensors', callback=stopper)
+    with pytest.raises(KeyboardInterrupt):
+        train(model(), TEXT, TEXT, RECIPE, out=tmp_path/'m.safetensors', callback=stopper)
     resumed = model(9)
     got = train(resumed, TEXT, TEXT, RECIPE, out=tmp_path/'m.safetensors', resume=True, callback=quiet)
-    assert bits(resumed) == bits(whole) and [(h['step'], h['val_loss']) for h in got] == [(h['step'], h['val_loss']) for h in want]
+    assert bits(resumed) == bits(whole) and [(h['step'], h['val_loss'])
+                                             for h in got] == [(h['step'], h['val_loss']) for h in want]
     assert bits(LanguageModel.from_safetensors(tmp_path/'m.safetensors')) == bits(whole)
 
-@pytest.mark.parametrize('what, other', [('model', dict(shape=replace(SHAPE, n_layer=2))), ('recipe', dict(recipe=replace(RECIPE, steps=13))), ('text', dict(text=TEXT[1:]))])
-def test_a_checkpoint_of_another_run_is_refused_and_nothing_changes(tmp_path, what, other):
-    path = tmp_path/'run.safetensors'
-    first = Trainer(model(), TEXT, TEXT, RECIPE); first.update(); first.save(path)
-    mine = Trainer(LanguageModel(other.get('shape', SHAPE)), other.get('text', TEXT), TEXT, other.get('recipe', RECIPE))
-    before = bits(mine.model)
-    with pytest.raises(ValueError, match=f'another {what}'): mine.load(path)
-    assert bits(mine.model) == before and mine.step == 0
+def saved(tmp_path, **how):
+    "The file of a run after one step."
+    path = tmp_path/'r.safetensors'
+    run = Trainer(how.get('model') or model(), TEXT, TEXT,
+                  how.get('recipe', RECIPE)); run.update(); run.record()
+    run.save(path)
+    return path
+
+def assert_refused(path, run, says):
+    "Loading it is one short line that names the file, and nothing changes: not even chance."
+    chance = lambda: (run.generator.get_state().tolist(), torch.get_rng_state().tolist())
+    before, odds = bits(run.model), chance()
+    with pytest.raises(ValueError, match=says) as e: run.load(path)
+    assert path.name in str(e.value) and len(str(e.value)) < 300 + len(str(path)) and '\n' not in str(e.value)
+    assert bits(run.model) == before and run.step == 0 and run.history == [] and not run.optimizer.state
+    assert chance() == odds
+
+@pytest.mark.parametrize('other, says', [
+    (dict(shape=replace(SHAPE, n_layer=2)), 'another model: it has n_layer 1, this run has n_layer 2'),
+    (dict(shape=replace(SHAPE, n_inner=5, norm_eps=.1)), 'another model: it has n_inner None, norm_eps '
+                                                         '1e-05, this'),
+    (dict(shape=replace(SHAPE, dropout=.2)), 'another model: it has dropout 0.1, this run has dropout 0.2'),
+    (dict(recipe=replace(RECIPE, steps=13, lr=.1)), 'recipe: it has steps 12, lr 0.005, this run has steps '
+                                                    '13, lr 0.1'),
+    (dict(text=TEXT[1:]), 'another text')])
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs_and_nothing_changes(tmp_path, other, says):
+    mine = Trainer(LanguageModel(other.get('shape', SHAPE)), other.get('text', TEXT), TEXT,
+                   other.get('recipe', RECIPE))
+    assert_refused(saved(tmp_path), mine, says)
+
+def test_what_changes_no_weight_does_not_matter_for_a_resume(tmp_path):
+    other = LanguageModel(replace(SHAPE, attention='reference'))
+    recipe = replace(RECIPE, eval_every=1, eval_windows=1)
+    assert Trainer(other, TEXT, TEXT, recipe).load(saved(tmp_path)).step == 1
+
+@quick
+@given(st.sampled_from(['model', 'recipe']), st.data())
+def test_any_field_that_matters_is_compared(tmp_path_factory, what, data):
+    "A random field, moved a little."
+    path = saved(tmp_path_factory.mktemp('run'))
+    names = ['n_layer', 'block_size', 'dropout'] if what == 'model' else [
+        'steps', 'batch_size', 'lr', 'min_lr', 'warmup', 'weight_decay', 'beta1', 'beta2', 'grad_clip',
+        'seed']
+    name = data.draw(st.sampled_from(names))
+    old = getattr(SHAPE if what == 'model' else RECIPE, name)
+    new = old + 1 if isinstance(old, int) else old*1.01
+    shape, recipe = (replace(x, **{name: new}) if what == kind else x for x,
+                     kind in ((SHAPE, 'model'), (RECIPE, 'recipe')))
+    assert_refused(path, Trainer(LanguageModel(shape), TEXT, TEXT, recipe),
+                   f'another {what}: it has {name} {old}, ')
+
+def test_a_resumed_run_without_a_recipe_takes_that_of_its_file(tmp_path):
+    out = tmp_path/'m.safetensors'
+    recipe = replace(RECIPE, lr=1e-3, seed=5)
+    whole = model()
+    want = train(whole, TEXT, TEXT, recipe, callback=quiet)
+    def stop(run):
+        if run.step == 6: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): train(model(), TEXT, TEXT, recipe, out=out, callback=stop)
+    read = read_run(checkpoint_path(out))
+    assert read.recipe == recipe and read.model == SHAPE
+    assert read.progress['step'] == 5 and read.tokenizer is None
+    resumed = LanguageModel(read.model)
+    got = train(resumed, TEXT, TEXT, out=out, resume=True, callback=quiet)
+    assert bits(resumed) == bits(whole) and [h['val_loss'] for h in got] == [h['val_loss'] for h in want]
+
+@pytest.mark.parametrize('optimizer', ['SGD', 'Muon', None, 3])
+def test_a_checkpoint_with_an_unknown_optimizer_is_refused_by_name(tmp_path, optimizer):
+    path = saved(tmp_path)
+    about = json.loads(read_metadata(path))['about']
+    assert about['optimizer'] == 'AdamW'
+    tamper(path, about=about | {'optimizer': optimizer})
+    assert_refused(path, Trainer(model(3), TEXT, TEXT, RECIPE), f'its optimizer is {optimizer!r}')
+    del about['optimizer']                                                       # as in older files
+    tamper(path, about=about)
+    assert Trainer(model(3), TEXT, TEXT, RECIPE).load(path).step == 1
+
+def test_a_checkpoint_of_a_newer_format_is_refused_with_its_number(tmp_path):
+    path = saved(tmp_path)
+    tamper(path, format=7)
+    assert_refused(path, Trainer(model(3), TEXT, TEXT, RECIPE),
+                   'of format 7: this version of tinylm reads up to 1')
 
 def test_a_checkpoint_cut_short_is_refused_and_nothing_changes(tmp_path):
     path = tmp_path/'run.safetensors'
@@ -135,23 +288,29 @@ def test_a_checkpoint_cut_short_is_refused_and_nothing_changes(tmp_path):
 
 def test_a_model_file_is_not_a_checkpoint(tmp_path):
     model().save_safetensors(tmp_path/'m.safetensors')
-    with pytest.raises(ValueError, match='not a training checkpoint'): Trainer(model(), TEXT, TEXT, RECIPE).load(tmp_path/'m.safetensors')
+    with pytest.raises(ValueError, match='not a training checkpoint'):
+        Trainer(model(), TEXT, TEXT, RECIPE).load(tmp_path/'m.safetensors')
 
 def test_resume_without_a_file_to_resume_from_is_refused():
-    with pytest.raises(ValueError, match='resume'): train(model(), TEXT, TEXT, RECIPE, resume=True, callback=quiet)
+    with pytest.raises(ValueError, match='resume'):
+        train(model(), TEXT, TEXT, RECIPE, resume=True, callback=quiet)
 
 def test_an_unwritable_folder_is_found_before_the_first_step(tmp_path):
     (tmp_path/'file').write_text('not a folder')
     steps = []
-    with pytest.raises(OSError): train(model(), TEXT, TEXT, RECIPE, out=tmp_path/'file'/'m.safetensors', callback=steps.append)
+    with pytest.raises(OSError):
+        train(model(), TEXT, TEXT, RECIPE, out=tmp_path/'file'/'m.safetensors', callback=steps.append)
     assert steps == []
 
-@pytest.mark.parametrize('out, state', [('a/b.safetensors', 'a/b.training.safetensors'), ('m-0.1', 'm-0.1.training.safetensors'), ('m-0.2', 'm-0.2.training.safetensors')])
+@pytest.mark.parametrize('out, state',
+    [('a/b.safetensors', 'a/b.training.safetensors'), ('m-0.1', 'm-0.1.training.safetensors'),
+     ('m-0.2', 'm-0.2.training.safetensors')])
 def test_the_run_lies_beside_the_model(out, state): assert checkpoint_path(out).as_posix() == state
 
 def test_a_run_stopped_before_its_first_checkpoint_leaves_nothing(tmp_path):
     def stop(run): raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): train(model(), TEXT, TEXT, RECIPE, out=tmp_path/'m.safetensors', callback=stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(model(), TEXT, TEXT, RECIPE, out=tmp_path/'m.safetensors', callback=stop)
     assert list(tmp_path.iterdir()) == []
 
 def finished(tmp_path):
@@ -166,48 +325,84 @@ def test_resuming_a_finished_run_writes_its_model_again(tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 @pytest.mark.parametrize('how, says', [
-    (dict(text=torch.full((2000,), 9)), 'token id 9'), (dict(text=TEXT.float()), 'training text is no row'), (dict(text=TEXT[None]), 'training text is no row'), (dict(text=[1, 2]), 'training text is no row'),
-    (dict(text=TEXT[:8]), 'training text of 8 tokens is too short'), (dict(recipe={'steps': 3}), 'expected a TrainConfig'), (dict(recipe=replace(RECIPE, lr=1e30, warmup=0)), 'try a learning rate below')])
+    (dict(text=torch.full((2000,), 9)), 'token id 9'), (dict(text=TEXT.float()), 'training text is no row'),
+    (dict(text=TEXT[None]), 'training text is no row'), (dict(text=[1, 2]), 'training text is no row'),
+    (dict(text=TEXT[:8]), 'training text of 8 tokens is too short'),
+    (dict(recipe={'steps': 3}), 'expected a TrainConfig'),
+    (dict(recipe=replace(RECIPE, lr=1e30, warmup=0)), 'try a learning rate below')])
 def test_a_run_that_is_refused_or_diverges_keeps_the_files_of_the_last_one(tmp_path, how, says):
     out, before = finished(tmp_path)
-    with pytest.raises((ValueError, RuntimeError), match=says): train(model(), how.get('text', TEXT), TEXT, how.get('recipe', RECIPE), out=out, callback=quiet)
+    with pytest.raises((ValueError, RuntimeError), match=says):
+        train(model(), how.get('text', TEXT), TEXT, how.get('recipe', RECIPE), out=out, callback=quiet)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
-@pytest.mark.parametrize('name, says', [('corpus.txt', 'not a whole safetensors file'), ('folder', 'is not a tinylm file'), ('m.training.safetensors', 'no name for a model')])
+@pytest.mark.parametrize('name, says',
+    [('corpus.txt', 'not a whole safetensors file'), ('folder', 'is not a tinylm file'),
+     ('m.training.safetensors', 'no name for a model')])
 def test_out_overwrites_nothing_but_models(tmp_path, name, says):
     (tmp_path/'folder').mkdir(); (tmp_path/'corpus.txt').write_text('a precious text')
-    with pytest.raises(ValueError, match=says): train(model(), TEXT, TEXT, RECIPE, out=tmp_path/name, callback=quiet)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['corpus.txt', 'folder'] and (tmp_path/'corpus.txt').read_text() == 'a precious text'
-    with pytest.raises(ValueError, match='no name for a model'): train(model(), TEXT, TEXT, RECIPE, out='', callback=quiet)
+    with pytest.raises(ValueError, match=says):
+        train(model(), TEXT, TEXT, RECIPE, out=tmp_path/name, callback=quiet)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['corpus.txt',
+        'folder'] and (tmp_path/'corpus.txt').read_text() == 'a precious text'
+    with pytest.raises(ValueError, match='no name for a model'):
+        train(model(), TEXT, TEXT, RECIPE, out='', callback=quiet)
 
 def test_another_vocabulary_or_validation_text_is_another_run(tmp_path):
     def run(chars, val=TEXT):
         m = model(); m.tokenizer = CharTokenizer(chars)
         return Trainer(m, TEXT, val, RECIPE)
     first = run('abcdefghi'); first.update(); first.save(tmp_path/'r.safetensors')
-    with pytest.raises(ValueError, match='another vocabulary'): run('abcdefghj').load(tmp_path/'r.safetensors')
-    with pytest.raises(ValueError, match='another text'): run('abcdefghi', TEXT[:-1]).load(tmp_path/'r.safetensors')
+    with pytest.raises(ValueError, match='another vocabulary'):
+        run('abcdefghj').load(tmp_path/'r.safetensors')
+    with pytest.raises(ValueError, match='another text'):
+        run('abcdefghi', TEXT[:-1]).load(tmp_path/'r.safetensors')
     assert run('abcdefghi').load(tmp_path/'r.safetensors').step == 1
+
+def read_metadata(path):
+    from tinylm import read_safetensors
+    return read_safetensors(path)[1]['tinylm.training']
 
 def tamper(path, tensors=None, **changes):
     from safetensors.torch import save_file
     from tinylm import read_safetensors
-    old, metadata = read_safetensors(path)
-    file = json.loads(metadata['tinylm.training'])
+    old, file = read_safetensors(path)[0], json.loads(read_metadata(path))
     file['progress'] |= changes.pop('progress', {})
-    save_file({k: t for k, t in (old | (tensors or {})).items() if t is not None}, path, {'tinylm.training': json.dumps(file | changes)})
+    kept = {k: t for k, t in (old | (tensors or {})).items() if t is not None}
+    save_file(kept, path, {'tinylm.training': json.dumps(file | changes)})
+
+STATE = torch.zeros_like(torch.get_rng_state())
+LINE = {'step': 1, 'seconds': 1., 'loss': 1., 'val_loss': 1.}
 
 @pytest.mark.parametrize('change', [
-    dict(tensors={'optimizer.0.exp_avg': torch.zeros(3)}), dict(tensors={'random.batches': None}), dict(tensors={'model.norm.bias': None}), dict(tensors={'model.norm.bias': torch.zeros(2)}),
-    dict(tensors={'optimizer.1.step': None}), dict(tensors={'extra': torch.zeros(1)}), dict(about={}), dict(progress={'step': -5}), dict(progress={'step': 2.5}), dict(progress={'step': 99}), dict(progress={'history': None})])
+    dict(tensors={'optimizer.0.exp_avg': torch.zeros(3)}), dict(tensors={'random.batches': None}),
+    dict(tensors={'model.norm.bias': None}), dict(tensors={'model.norm.bias': torch.zeros(2)}),
+    dict(tensors={'optimizer.1.step': None}), dict(tensors={'extra': torch.zeros(1)}), dict(about={}),
+    dict(about=[]), dict(about=None), dict(progress={'step': -5}), dict(progress={'step': 2.5}),
+    dict(progress={'step': 99}), dict(progress={'step': True}), dict(progress={'history': None}),
+    dict(progress={'seconds': 'long'}), dict(progress={'loss': None}),
+    dict(tensors={'random.batches': STATE}), dict(tensors={'random.dropout': STATE}),
+    dict(tensors={'random.dropout': STATE[:9]}), dict(tensors={'random.batches': STATE.float()})],
+    ids=lambda c: str(c)[:50])
 def test_a_checkpoint_that_was_tampered_with_is_refused_whole(tmp_path, change):
-    path = tmp_path/'r.safetensors'
-    run = Trainer(model(), TEXT, TEXT, RECIPE); run.update(); run.save(path)
+    path = saved(tmp_path)
     tamper(path, **change)
-    other = Trainer(model(3), TEXT, TEXT, RECIPE)
-    before, chance = bits(other.model), other.generator.get_state()
-    with pytest.raises(ValueError, match='r.safetensors'): other.load(path)
-    assert bits(other.model) == before and other.step == 0 and not other.optimizer.state and torch.equal(other.generator.get_state(), chance)
+    assert_refused(path, Trainer(model(3), TEXT, TEXT, RECIPE), 'r.safetensors')
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+
+@quick
+@given(st.data())
+def test_a_history_of_nonsense_is_refused_with_the_name_of_the_file(tmp_path_factory, data):
+    "A line of anything, a line that lacks a field, a field of anything, a step that was never made."
+    line = data.draw(JSON | st.sampled_from(sorted(LINE)).flatmap(lambda name: st.just({k: v for k,
+        v in LINE.items() if k != name})
+        | JSON.filter(lambda v: not isinstance(v, float) and v not in (0, 1)).map(lambda v: LINE
+            | {name: v})))
+    path = saved(tmp_path_factory.mktemp('run'))
+    tamper(path, progress={'history': data.draw(st.sampled_from([[line], [LINE, line]]))})
+    assert_refused(path, Trainer(model(3), TEXT, TEXT, RECIPE), 'r.safetensors is not a training checkpoint')
 
 # --- the course's model
 
@@ -217,10 +412,12 @@ def test_the_course_model_is_trained_once_and_again_when_the_recipe_changes(tmp_
     small = replace(TrainConfig(), steps=2, batch_size=2, eval_windows=2)
     monkeypatch.setattr(TrainConfig.__init__, '__defaults__', tuple(vars(small).values()))
     runs = []
-    monkeypatch.setattr(training, 'train', lambda *a, real=train, **k: (runs.append(1), real(*a, callback=quiet)))
+    monkeypatch.setattr(training, 'train', lambda *a, real=train,
+                        **k: (runs.append(1), real(*a, callback=quiet)))
     before = torch.get_rng_state()
     first, second = course_model(), course_model()
-    assert len(runs) == 1 and bits(first) == bits(second) and second.tokenizer.chars == CharTokenizer('a short text, ').chars
+    assert len(runs) == 1 and bits(first) == bits(second)
+    assert second.tokenizer.chars == CharTokenizer('a short text, ').chars
     assert torch.equal(before, torch.get_rng_state())
     path = course_path()
     monkeypatch.setattr(training, 'load_corpus', lambda: 'another text, ' * 200)

@@ -8,16 +8,19 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinylm.attention import attention_weights, causal_mask
+from tinylm.attention import attention_weights, causal_attention, causal_mask
 from tinylm.cost import Ledger, Timeline
 from tinylm.data import CharTokenizer
-from tinylm.model import LanguageModel, LMConfig
+from tinylm.model import Fresh, LanguageModel, LMConfig
 from tinylm.serving import Engine, Request
 from tinylm.training import TrainConfig, train
-from tinylm.widgets import AttentionMap, BatchTimeline, DecodeTimeline, LiveTraining, TokenProbabilities, _ascii, _drawing, _label, _whole
+from tinylm.widgets import AttentionMap, BatchTimeline, DecodeTimeline, LiveTraining, TokenProbabilities
+from tinylm.widgets import _ascii, _drawing, _label, _whole
 
 ALPHABET = 'abcdefgh \n'
-EVIL = ['</script><script>window.hacked=1</script>', '<img src=x onerror="window.hacked=1">', '"\'`${window.hacked=1}', '\u2028', '\u202e', '\u200f', '<!--', '👩\u200d💻', 'é', '\n', '&lt;b&gt;', '\\u003c']
+EVIL = ['</script><script>window.hacked=1</script>', '<img src=x onerror="window.hacked=1">',
+        '"\'`${window.hacked=1}', '\u2028', '\u202e', '\u200f', '<!--', '👩\u200d💻', 'é',
+        '\n', '&lt;b&gt;', '\\u003c']
 
 class Words:
     "A tokenizer whose tokens are what somebody wants to smuggle in."
@@ -26,7 +29,9 @@ class Words:
 
 def small(seed=0, **shape):
     torch.manual_seed(seed)
-    model = LanguageModel(LMConfig(**dict(dict(vocab_size=len(ALPHABET), block_size=16, n_layer=2, n_head=2, n_embd=16), **shape)), CharTokenizer(ALPHABET) if 'vocab_size' not in shape else None)
+    tokenizer = CharTokenizer(ALPHABET) if 'vocab_size' not in shape else None
+    shape = dict(vocab_size=len(ALPHABET), block_size=16, n_layer=2, n_head=2, n_embd=16) | shape
+    model = LanguageModel(LMConfig(**shape), tokenizer)
     for p in model.parameters(): p.data.mul_(5)
     return model
 
@@ -36,15 +41,17 @@ def by_hand(model, idx):
     "(n_layer, H, T, T), block after block, without hooks."
     with torch.no_grad():
         x, out = model.tok_emb(idx) + model.pos_emb.weight[:idx.shape[1]], []
+        p = Fresh(torch.arange(idx.shape[1])[None], causal_attention)
         for block in model.blocks:
             q, k, _ = block.attention.heads(block.norm1(x))
-            out.append(attention_weights(q, k)[0]); x = block(x)
+            out.append(attention_weights(q, k)[0]); x = block(x, p)
     return torch.stack(out)
 
 def shown_weights(widget):
     "What the page can show: the triangle of each head, unpacked again."
     d, T = widget.data, len(widget.data['tokens'])
-    values = torch.tensor(list(struct.unpack(f'<{d["n_layer"]*d["n_head"]*T*(T+1)//2}H', base64.b64decode(d['weights']))))/65535
+    n = d['n_layer']*d['n_head']*T*(T+1)//2
+    values = torch.tensor(list(struct.unpack(f'<{n}H', base64.b64decode(d['weights']))))/65535
     out = torch.zeros(d['n_layer'], d['n_head'], T, T)
     out[..., causal_mask(T)] = values.view(d['n_layer'], d['n_head'], -1).float()
     return out
@@ -53,22 +60,24 @@ def timeline(n=6, use_cache=True, prompt=4, **shape):
     model = small(**shape)
     return Timeline.record(model, torch.arange(prompt)[None] % 8, n, temperature=0, use_cache=use_cache)
 
-def record(budget=6, slots=3, n_blocks=None):
+def record(budget=6, slots=3, n_pages=None):
     "Five requests at once, and one that comes later."
-    engine = Engine(small(), slots=slots, budget=budget, size=4, n_blocks=n_blocks)
-    for i, (length, n) in enumerate(((3, 6), (7, 2), (2, 4), (5, 3), (1, 5))): engine.add(Request([(i + k) % 10 for k in range(length)], n, temperature=0))
+    engine = Engine(small(), slots=slots, budget=budget, size=4, n_pages=n_pages)
+    for i, (length, n) in enumerate(((3, 6), (7, 2), (2, 4), (5, 3), (1, 5))):
+        engine.add(Request([(i + k) % 10 for k in range(length)], n, temperature=0))
     engine.step(); engine.add(Request([1, 2], 3, temperature=0))
     while engine.busy: engine.step()
     return engine.record()
 
-def batches(): return {'chunks': record(), 'pieces': record(50), 'tight': record(n_blocks=4)}
+def batches(): return {'chunks': record(), 'pieces': record(50), 'tight': record(n_pages=4)}
 
 # --- attention
 
 @settings(max_examples=25, deadline=None)
 @given(st.text(ALPHABET, min_size=1, max_size=16), st.data())
 def test_the_map_shows_the_weights_of_the_model(text, data):
-    model, cuts = small(), sorted(data.draw(st.sets(st.integers(1, max(1, len(text)-1)), max_size=4)) - {len(text)})
+    model = small()
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(text)-1)), max_size=4)) - {len(text)})
     chunks = [b - a for a, b in zip([0, *cuts], [*cuts, len(text)])]
     want = by_hand(model, torch.tensor([model.tokenizer.encode(text)]))
     for widget in (AttentionMap(model, text), AttentionMap(model, text, chunks=chunks)):
@@ -84,7 +93,8 @@ def test_looking_changes_nothing():
     assert a.data == b.data                                           # no dropout while looking
     assert model.training and all(m.training for m in model.modules())
     assert not any(b._forward_pre_hooks or b._forward_hooks for b in model.blocks)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
 
 def test_one_pass_per_chunk_and_no_other():
     model, calls = small(), []
@@ -103,7 +113,8 @@ def test_hooks_go_away_after_an_error():
 def test_weights_from_elsewhere(L, H, T, seed):
     q, k = torch.randn(2, L, H, T, 4, generator=torch.Generator().manual_seed(seed))
     w = AttentionMap.from_weights(attention_weights(q, k), 'x'*T, view='heads', head=H-1)
-    assert (shown_weights(w) - attention_weights(q, k)).abs().max() < 1e-5 and w.data['tokens'] == ['x']*T and w.chosen['head'] == H-1
+    assert (shown_weights(w) - attention_weights(q, k)).abs().max() < 1e-5
+    assert w.data['tokens'] == ['x']*T and w.chosen['head'] == H-1
 
 def test_256_tokens_stay_small():
     model = small(block_size=256)
@@ -115,33 +126,46 @@ def test_the_timeline_shows_what_was_recorded():
     lines = {'cached': timeline(16), 'naive': timeline(16, use_cache=False)}
     d = DecodeTimeline(lines, CharTokenizer(ALPHABET), 'abcd').data
     for s, line in zip(d['series'], lines.values()):
-        assert s['ms'] == [1e3*t for t in line.seconds] and s['bytes'] == [c.n_bytes for c in line.costs] and s['flops'] == [c.flops for c in line.costs]
+        assert s['ms'] == [1e3*t for t in line.seconds]
+        assert s['bytes'] == [c.n_bytes for c in line.costs] and s['flops'] == [c.flops for c in line.costs]
         assert s['tokens'] == [_label(CharTokenizer(ALPHABET).decode([t])) for t in line.tokens]
     cached, naive = d['series']
-    assert cached['read'] == [4] + [1]*12 + [16]*3 and cached['again'] == [False]*13 + [True]*3       # position 17 does not fit
+    assert cached['read'] == [4] + [1]*12 + [16]*3                    # position 17 does not fit
+    assert cached['again'] == [False]*13 + [True]*3
     assert naive['read'] == [min(16, 4+i) for i in range(16)] and naive['again'] == [False] + [True]*15
     assert d['prompt'] == list('abcd')
 
 def test_tokens_read_are_left_out_where_the_costs_do_not_say():
-    assert DecodeTimeline(timeline(4, use_cache=False, prompt=16)).data['series'][0]['read'] is None       # every pass read a full window
+    full = timeline(4, use_cache=False, prompt=16)                    # every pass read a full window
+    assert DecodeTimeline(full).data['series'][0]['read'] is None
     bare = Timeline([.1, .2], [Ledger(flops=3, weight_bytes=4)]*2, [1, 2])
     s = DecodeTimeline(bare).data['series'][0]
     assert s['read'] is None and s['again'] == [False, False] and s['tokens'] == ['1', '2']
 
 # --- batches
 
+def check_step(got, step, shown):
+    "A step of the page against that of the record."
+    assert [{**j, 'wrote': None} for j in got['jobs']] == \
+        [{k: j[k] for k in ('request', 'slot', 'phase', 'tokens')} | {'wrote': None} for j in step['jobs']]
+    assert [j['wrote'] for j in got['jobs']] == \
+        [None if j['wrote'] is None else shown(j['wrote']) for j in step['jobs']]
+    assert (got['waiting'], got['free'], got['passes'], got['ms']) == \
+        (step['waiting'], step['free'], step['passes'], 1e3*step['seconds'])
+
 def test_the_batches_are_those_of_the_record():
     records, tokenizer = batches(), CharTokenizer(ALPHABET)
-    for widget, shown in ((BatchTimeline(records), str), (BatchTimeline(records, tokenizer), lambda t: _label(tokenizer.decode([t])))):
+    decoded = lambda t: _label(tokenizer.decode([t]))
+    for widget, shown in ((BatchTimeline(records), str), (BatchTimeline(records, tokenizer), decoded)):
         for s, (name, want) in zip(widget.data['series'], records.items()):
-            assert (s['name'], s['slots'], s['blocks']) == (name, want['slots'], want['blocks']) and len(s['steps']) == len(want['steps'])
-            assert s['requests'] == [{'number': r['number'], 'prompt': r['prompt'], 'new': len(r['new'])} for r in want['requests']]
-            for got, step in zip(s['steps'], want['steps']):
-                assert [{**j, 'wrote': None} for j in got['jobs']] == [{k: j[k] for k in ('request', 'slot', 'phase', 'tokens')} | {'wrote': None} for j in step['jobs']]
-                assert [j['wrote'] for j in got['jobs']] == [None if j['wrote'] is None else shown(j['wrote']) for j in step['jobs']]
-                assert (got['waiting'], got['free'], got['passes'], got['ms']) == (step['waiting'], step['free'], step['passes'], 1e3*step['seconds'])
+            assert (s['name'], s['slots'], s['pages']) == (name, want['slots'], want['pages'])
+            assert s['requests'] == [{'number': r['number'], 'prompt': r['prompt'], 'new': len(r['new'])}
+                                     for r in want['requests']]
+            assert len(s['steps']) == len(want['steps'])
+            for got, step in zip(s['steps'], want['steps']): check_step(got, step, shown)
         assert json.loads(json.dumps(widget.data)) == widget.data
-    assert any(r['preempted'] for r in records['tight']['requests']) and {j['phase'] for s in records['chunks']['steps'] for j in s['jobs']} == {'read', 'write'}
+    assert any(r['preempted'] for r in records['tight']['requests'])
+    assert {j['phase'] for s in records['chunks']['steps'] for j in s['jobs']} == {'read', 'write'}
 
 def test_a_record_that_was_saved_can_be_shown():
     want = record()
@@ -160,31 +184,46 @@ def test_the_logits_are_those_of_the_last_position():
 # --- tokens are data
 
 def test_labels_make_every_sign_visible():
-    assert [_label(t) for t in (' ', '\n', '\t', 'a b', '\u200f', '\u2028', '\x00', '\u00a0', '\u0301', '<b>', '👩\u200d💻')] == \
+    assert [_label(t) for t in (' ', '\n', '\t', 'a b', '\u200f', '\u2028', '\x00', '\u00a0',
+                                '\u0301', '<b>', '👩\u200d💻')] == \
         ['␣', '⏎', '⇥', 'a␣b', 'U+200F', 'U+2028', 'U+0000', 'U+00A0', '◌\u0301', '<b>', '👩\u200d💻']
 
 def smuggled():
     "A record whose tokens, one a step, are what somebody wants to smuggle in."
     job = lambda i: {'request': 0, 'slot': 0, 'phase': 'write' if i else 'read', 'tokens': 1, 'wrote': i}
-    return {'slots': 2, 'blocks': 4, 'requests': [{'number': 0, 'prompt': 1, 'new': list(range(len(EVIL)))}], 'steps': [{'jobs': [job(i)], 'waiting': [], 'free': 3, 'passes': 1, 'seconds': .001} for i in range(len(EVIL))]}
+    step = lambda i: {'jobs': [job(i)], 'waiting': [], 'free': 3, 'passes': 1, 'seconds': .001}
+    request = {'number': 0, 'prompt': 1, 'new': list(range(len(EVIL)))}
+    return {'slots': 2, 'pages': 4, 'requests': [request], 'steps': [step(i) for i in range(len(EVIL))]}
 
 def widgets():
     model = evil()
     line = Timeline([.1]*len(EVIL), [Ledger(1, 2, 3, 4)]*len(EVIL), list(range(len(EVIL))))
-    return [AttentionMap(model, '|'.join(EVIL), Words()), DecodeTimeline({EVIL[0]: line}, Words(), EVIL[0]), TokenProbabilities(model, EVIL[0], Words()), BatchTimeline({w: smuggled() for w in EVIL}, Words())]
+    return [AttentionMap(model, '|'.join(EVIL), Words()),
+            DecodeTimeline({EVIL[0]: line}, Words(), EVIL[0]),
+            TokenProbabilities(model, EVIL[0], Words()),
+            BatchTimeline({w: smuggled() for w in EVIL}, Words())]
 
 @pytest.mark.parametrize('i', range(4))
 def test_the_page_holds_one_script_and_no_markup_of_tokens(i):
     html = widgets()[i].to_html()
-    assert html.isascii() and html.count('<script') == html.count('</script') == 1 and html.rstrip().endswith('</script>')
+    assert html.isascii() and html.count('<script') == html.count('</script') == 1
+    assert html.rstrip().endswith('</script>')
     assert '<!--' not in html and 'onerror="' not in html
     values = re.search(r'state = (\{.*\});$', html, re.M)[1]
-    assert json.loads(values)['data'] == json.loads(json.dumps(widgets()[i].data))            # escapes are undone by the reader, nothing is lost
+    data = json.loads(json.dumps(widgets()[i].data))
+    assert json.loads(values)['data'] == data              # the reader undoes the escapes, nothing is lost
 
 def test_the_drawing_asks_for_nothing_and_writes_no_markup():
-    source = (ROOT/'tinylm'/'static'/'widgets.js').read_text(encoding='utf-8')
+    source = _drawing()
     assert set(re.findall(r'https?:\S+', source)) == {"http://www.w3.org/2000/svg';"}
-    for word in ('fetch(', 'XMLHttpRequest', 'import ', 'import(', 'innerHTML', 'outerHTML', 'insertAdjacentHTML', 'document.write', 'eval(', 'new Function', '</', '<!--', '```'): assert word not in source, word
+    for word in ('fetch(', 'XMLHttpRequest', 'import ', 'import(', 'innerHTML', 'outerHTML',
+                 'insertAdjacentHTML', 'document.write', 'eval(', 'new Function', '</', '<!--', '```'):
+        assert word not in source, word
+
+def test_every_room_is_in_the_drawing_and_the_module_ends_with_its_export():
+    rooms = [f.read_text(encoding='utf-8') for f in (ROOT/'tinylm'/'static').glob('*.js')]
+    assert len(rooms) == 5 and all(room in _drawing() for room in rooms)
+    assert _drawing().count('export ') == 1 and _drawing().endswith('\nexport default { render };')
 
 # --- ways to show it
 
@@ -192,7 +231,8 @@ def test_every_widget_brings_a_page_a_picture_and_a_line():
     for w in widgets():
         bundle = w._repr_mimebundle_()
         assert bundle.keys() == {'text/html', 'image/png', 'text/plain'} and bundle['text/plain'] == repr(w)
-        assert base64.b64decode(bundle['image/png']).startswith(b'\x89PNG') and bundle['image/png'] in bundle['text/html']
+        assert base64.b64decode(bundle['image/png']).startswith(b'\x89PNG')
+        assert bundle['image/png'] in bundle['text/html']
 
 def test_names_of_timelines_are_no_formulas():
     w = DecodeTimeline({'a $\\frac$ b': line, 'c\ud800': line})
@@ -200,7 +240,8 @@ def test_names_of_timelines_are_no_formulas():
 
 def test_the_same_widget_gives_the_same_bytes():
     model = small()
-    for view in ('head', 'heads', 'phases'): assert AttentionMap(model, 'abc', view=view)._repr_mimebundle_() == AttentionMap(model, 'abc', view=view)._repr_mimebundle_()
+    bundle = lambda view: AttentionMap(model, 'abc', view=view)._repr_mimebundle_()
+    for view in ('head', 'heads', 'phases'): assert bundle(view) == bundle(view)
 
 def test_the_live_widget_has_traits_and_the_picture():
     pytest.importorskip('anywidget')
@@ -208,10 +249,12 @@ def test_the_live_widget_has_traits_and_the_picture():
         live = w.widget()
         assert live.data == w.data and live.chosen == w.chosen and {'data', 'chosen'} <= set(live.keys)
         bundle, _ = live._repr_mimebundle_()
-        assert bundle['application/vnd.jupyter.widget-view+json']['model_id'] == live.model_id and bundle['image/png'] and bundle['text/plain'] == repr(w)
+        assert bundle['application/vnd.jupyter.widget-view+json']['model_id'] == live.model_id
+        assert bundle['image/png'] and bundle['text/plain'] == repr(w)
 
 def run_without(modules, code):
-    done = subprocess.run([sys.executable, '-c', f'import sys\nfor m in {modules}: sys.modules[m] = None\n{code}'], capture_output=True, text=True, cwd=ROOT)
+    code = f'import sys\nfor m in {modules}: sys.modules[m] = None\n{code}'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -221,7 +264,8 @@ from tinylm.widgets import AttentionMap, LiveTraining
 from tinylm.model import LanguageModel, LMConfig
 from tinylm.data import CharTokenizer
 w = AttentionMap(LanguageModel(LMConfig(vocab_size=3)), 'abc', CharTokenizer('abc'))
-assert '<script>' in w.to_html() and 'AttentionMap of 3 tokens' in w.to_html() and 'image/png' not in w._repr_mimebundle_()
+assert '<script>' in w.to_html() and 'AttentionMap of 3 tokens' in w.to_html()
+assert 'image/png' not in w._repr_mimebundle_()
 for f in (w.widget, lambda: LiveTraining(1)._show({})):
     try: f()
     except ImportError as e: print(e)'''
@@ -231,8 +275,10 @@ for f in (w.widget, lambda: LiveTraining(1)._show({})):
 def test_the_drawing_is_packaged(tmp_path):
     for name in ('setup.py', 'settings.ini', 'README.md', 'pyproject.toml'): shutil.copy(ROOT/name, tmp_path)
     shutil.copytree(ROOT/'tinylm', tmp_path/'tinylm')
-    subprocess.run([sys.executable, 'setup.py', '-q', 'build_py', '-d', 'out'], cwd=tmp_path, check=True, capture_output=True)
-    assert (tmp_path/'out'/'tinylm'/'static'/'widgets.js').exists()
+    build = [sys.executable, 'setup.py', '-q', 'build_py', '-d', 'out']
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    names = lambda folder: {f.name for f in (folder/'tinylm'/'static').iterdir()}
+    assert names(tmp_path/'out') == names(ROOT) >= {'base.js'}
 
 # --- training
 
@@ -243,14 +289,17 @@ class Output:
 def test_live_training_leaves_one_output_with_the_last_step(monkeypatch):
     import IPython.display
     outputs = []
-    def display(bundle, raw, display_id): outputs.append(Output()); outputs[-1].update(bundle, raw); return outputs[-1]
+    def display(bundle, raw, display_id):
+        outputs.append(Output()); outputs[-1].update(bundle, raw)
+        return outputs[-1]
     monkeypatch.setattr(IPython.display, 'display', display)
     model, ids = small(), torch.arange(200) % 10
     live = LiveTraining(12, every=0)
     history = train(model, ids, ids, TrainConfig(steps=12, eval_every=4, eval_windows=2), callback=live)
     assert len(outputs) == 1 and len(outputs[0].shown) == 12
     last = outputs[0].shown[-1]
-    assert last['text/plain'] == f'step 12 of 12, loss {history[-1]["loss"]:.3f}' and base64.b64decode(last['image/png']).startswith(b'\x89PNG')
+    assert last['text/plain'] == f'step 12 of 12, loss {history[-1]["loss"]:.3f}'
+    assert base64.b64decode(last['image/png']).startswith(b'\x89PNG')
     assert list(live.losses) == list(range(1, 13)) and live.losses[12] == history[-1]['loss']
 
 # --- bad input: one line that names the value
@@ -265,7 +314,9 @@ def diverged():
 
 def changed(**about): return {'a': smuggled() | about}
 
-def changed_job(**about): step = smuggled()['steps'][0]; return changed(steps=[step, step | {'jobs': [step['jobs'][0] | about]}])
+def changed_job(**about):
+    step = smuggled()['steps'][0]
+    return changed(steps=[step, step | {'jobs': [step['jobs'][0] | about]}])
 
 line = timeline(4)
 BAD = {
@@ -274,50 +325,74 @@ BAD = {
     'empty': (lambda: AttentionMap(small(), ''), "text is ''"),
     'no text': (lambda: AttentionMap(small(), None), 'text is None'),
     'unknown': (lambda: AttentionMap(small(), 'abcz'), "'z' at position 3"),
-    'of another vocabulary': (lambda: AttentionMap(small(vocab_size=5), 'hh', CharTokenizer(ALPHABET)), 'token id 9: expected 0 to 4'),
+    'of another vocabulary': (lambda: AttentionMap(small(vocab_size=5), 'hh', CharTokenizer(ALPHABET)),
+        'token id 9: expected 0 to 4'),
     'long': (lambda: AttentionMap(small(), 'a'*17), 'text has 17 tokens: expected at most block_size 16'),
     'chunks': (lambda: AttentionMap(small(), 'abcd', chunks=[2, 1]), 'add up to 4'),
     'no chunks': (lambda: AttentionMap(small(), 'abcd', chunks=[]), 'add up to 4'),
     'chunks of zero': (lambda: AttentionMap(small(), 'abcd', chunks=[0, 4]), 'at least 1'),
-    'view': (lambda: AttentionMap(small(), 'a', view='neuron'), "view is 'neuron': expected one of head, heads, phases"),
+    'view': (lambda: AttentionMap(small(), 'a', view='neuron'),
+        "view is 'neuron': expected one of head, heads, phases"),
     'layer': (lambda: AttentionMap(small(), 'a', layer=2), 'layer is 2: expected a whole number from 0 to 1'),
     'head': (lambda: AttentionMap(small(), 'a', head=-1), 'head is -1'),
-    'prompt': (lambda: AttentionMap(small(), 'abc', prompt=4), 'prompt is 4: expected a whole number from 1 to 3'),
-    'weights of another text': (lambda: AttentionMap.from_weights(torch.eye(3)[None, None], 'ab'), 'weights have shape (1, 1, 3, 3): expected (n_layer, H, 2, 2)'),
-    'weights of the future': (lambda: AttentionMap.from_weights(torch.ones(1, 1, 2, 2)/2, 'ab'), 'zero for the future'),
-    'weights that are none': (lambda: AttentionMap.from_weights(torch.eye(2)[None, None]*2, 'ab'), 'expected numbers from 0 to 1'),
+    'prompt': (lambda: AttentionMap(small(), 'abc', prompt=4),
+        'prompt is 4: expected a whole number from 1 to 3'),
+    'weights of another text': (lambda: AttentionMap.from_weights(torch.eye(3)[None, None], 'ab'),
+        'weights have shape (1, 1, 3, 3): expected (n_layer, H, 2, 2)'),
+    'weights of the future': (lambda: AttentionMap.from_weights(torch.ones(1, 1, 2, 2)/2, 'ab'),
+        'zero for the future'),
+    'weights that are none': (lambda: AttentionMap.from_weights(torch.eye(2)[None, None]*2, 'ab'),
+        'expected numbers from 0 to 1'),
     'weights without text': (lambda: AttentionMap.from_weights(torch.eye(2)[None, None], ''), "text is ''"),
     'no timeline': (lambda: DecodeTimeline([1., 2.]), "timeline 'decode' is list"),
     'one of them none': (lambda: DecodeTimeline({'a': line, 'b': None}), "timeline 'b' is NoneType"),
     'no timelines': (lambda: DecodeTimeline({}), 'empty dict'),
     'uneven timeline': (lambda: DecodeTimeline(Timeline([.1], [], [1])), '1 times, 0 costs and 1 tokens'),
-    'timeline without a clock': (lambda: DecodeTimeline(Timeline([0.], [Ledger(1, 1, 1, 1)], [1])), 'holds 0.0 seconds'),
-    'timeline of an endless token': (lambda: DecodeTimeline(Timeline([.1, float('inf')], [Ledger(1, 1)]*2, [1, 1])), 'holds inf seconds'),
-    'cause that one of them lacks': (lambda: DecodeTimeline({'a': line, 'b': Timeline([.1], [Ledger(1, 1)], [1])}, cause='read'), "cause is 'read'"),
+    'timeline without a clock': (lambda: DecodeTimeline(Timeline([0.], [Ledger(1, 1, 1, 1)], [1])),
+        'holds 0.0 seconds'),
+    'timeline of an endless token': (
+        lambda: DecodeTimeline(Timeline([.1, float('inf')], [Ledger(1, 1)]*2, [1, 1])),
+        'holds inf seconds'),
+    'cause that one of them lacks': (
+        lambda: DecodeTimeline({'a': line, 'b': Timeline([.1], [Ledger(1, 1)], [1])}, cause='read'),
+        "cause is 'read'"),
     'nothing to read': (lambda: AttentionMap(small(), 'a', Nothing()), r'text has shape (1, 0)'),
-    'attention that is no number': (lambda: AttentionMap(diverged(), 'abc'), 'the attention of this model holds nan'),
-    'logits that are no number': (lambda: TokenProbabilities(diverged(), 'abc'), 'the logits of this model hold nan'),
+    'attention that is no number': (lambda: AttentionMap(diverged(), 'abc'),
+        'the attention of this model holds nan'),
+    'logits that are no number': (lambda: TokenProbabilities(diverged(), 'abc'),
+        'the logits of this model hold nan'),
     'cause': (lambda: DecodeTimeline(line, cause='luck'), "cause is 'luck'"),
-    'cause that is not there': (lambda: DecodeTimeline(Timeline([.1], [Ledger(1, 1)], [1]), cause='read'), "cause is 'read'"),
+    'cause that is not there': (lambda: DecodeTimeline(Timeline([.1], [Ledger(1, 1)], [1]), cause='read'),
+        "cause is 'read'"),
     'scale': (lambda: DecodeTimeline(line, scale='root'), "scale is 'root'"),
     'timeline prompt': (lambda: DecodeTimeline(line, prompt=3), 'prompt is 3'),
-    'temperature': (lambda: TokenProbabilities(small(), 'a', temperature=3.5), 'temperature is 3.5: expected a number from 0 to 3'),
+    'temperature': (lambda: TokenProbabilities(small(), 'a', temperature=3.5),
+        'temperature is 3.5: expected a number of at least 0, at most 3'),
     'nan': (lambda: TokenProbabilities(small(), 'a', temperature=float('nan')), 'temperature is nan'),
     'top_k': (lambda: TokenProbabilities(small(), 'a', top_k=0), 'top_k is 0'),
     'top_p': (lambda: TokenProbabilities(small(), 'a', top_p=1.5), 'top_p is 1.5'),
     'seed': (lambda: TokenProbabilities(small(), 'a', seed=-1), 'seed is -1'),
-    'no records': (lambda: BatchTimeline({}), 'records is an empty dict: expected a dict with at least one record'),
+    'no records': (lambda: BatchTimeline({}),
+        'records is an empty dict: expected a dict with at least one record'),
     'one record without a name': (lambda: BatchTimeline([smuggled()]), 'records is list'),
-    'a record in place of records': (lambda: BatchTimeline(smuggled()), "record 'slots' is int: expected what Engine.record() returns"),
-    'no record': (lambda: BatchTimeline({'a': smuggled(), 'b': {'x': 1}}), "record 'b' lacks slots, blocks, requests or steps"),
-    'record without steps': (lambda: BatchTimeline(changed(steps=[])), "record 'a' has no steps: expected at least one"),
+    'a record in place of records': (lambda: BatchTimeline(smuggled()),
+        "record 'slots' is int: expected what Engine.record() returns"),
+    'no record': (lambda: BatchTimeline({'a': smuggled(), 'b': {'x': 1}}),
+        "record 'b' lacks slots, pages, requests or steps"),
+    'record without steps': (lambda: BatchTimeline(changed(steps=[])),
+        "record 'a' has no steps: expected at least one"),
     'record without slots': (lambda: BatchTimeline(changed(slots=0)), "record 'a' lacks slots"),
-    'record of other requests': (lambda: BatchTimeline(changed(requests=[{'number': 0}])), "record 'a' lacks slots, blocks, requests"),
-    'job out of the batch': (lambda: BatchTimeline(changed_job(slot=2)), "step 1 of record 'a' is no step of an engine"),
-    'job of an unknown phase': (lambda: BatchTimeline(changed_job(phase='sleep')), "step 1 of record 'a' is no step"),
+    'record of other requests': (lambda: BatchTimeline(changed(requests=[{'number': 0}])),
+        "record 'a' lacks slots, pages, requests"),
+    'job out of the batch': (lambda: BatchTimeline(changed_job(slot=2)),
+        "step 1 of record 'a' is no step of an engine"),
+    'job of an unknown phase': (lambda: BatchTimeline(changed_job(phase='sleep')),
+        "step 1 of record 'a' is no step"),
     'step that is none': (lambda: BatchTimeline(changed(steps=[3])), "step 0 of record 'a' is no step"),
-    'step of a batch': (lambda: BatchTimeline({'a': smuggled()}, step=len(EVIL)), f'step is {len(EVIL)}: expected a whole number from 0 to {len(EVIL)-1}'),
-    'request of a batch': (lambda: BatchTimeline({'a': smuggled()}, request=1), 'request is 1: expected one of 0'),
+    'step of a batch': (lambda: BatchTimeline({'a': smuggled()}, step=len(EVIL)),
+        f'step is {len(EVIL)}: expected a whole number from 0 to {len(EVIL)-1}'),
+    'request of a batch': (lambda: BatchTimeline({'a': smuggled()}, request=1),
+        'request is 1: expected one of 0'),
     'steps': (lambda: LiveTraining(0), 'steps is 0'),
     'every': (lambda: LiveTraining(5, every=-1), 'every is -1'),
 }
@@ -330,9 +405,11 @@ def test_bad_input_gets_one_line(name):
 
 def test_saved_widgets_hold_the_drawing_of_today():
     "Saved outputs carry a copy of the drawing; after a change their notebooks have to run again."
-    drawing, with_widget = _ascii(_drawing()).replace('export default { render };', ''), set()
+    drawing, with_widget = _ascii(_drawing()).removesuffix('export default { render };'), set()
     for path in (ROOT/'nbs').glob('*.ipynb'):
         for cell in nbformat.read(path, 4).cells:
             for html in (o.get('data', {}).get('text/html', '') for o in cell.get('outputs', [])):
-                if 'tinylm-widget' in html: with_widget.add(path.stem); assert drawing in html, f'run {path.name} again'
+                if 'tinylm-widget' not in html: continue
+                with_widget.add(path.stem)
+                assert drawing in html, f'run {path.name} again'
     assert {'01_attention', '04_decode', '05_kv_cache', 'widgets'} <= with_widget

@@ -11,8 +11,10 @@ from statistics import median
 
 import torch
 
-from .cost import Machine, Timeline, _best
+from .core import check_count
+from .cost import Machine, Timeline, best_time
 from .model import LanguageModel, LMConfig
+from .training import evaluating
 
 # %% ../nbs/bench.ipynb #ab289c88
 SIZES = {
@@ -36,31 +38,32 @@ def measure_decode(
     idx = torch.randint(model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0))
     runs = [Timeline.record(model, idx, new_tokens, temperature=0, **dials) for _ in range(repeats+1)][1:]
     tpot = _spread([r.tpot(50) for r in runs])
-    return {'ttft': _spread([r.ttft for r in runs]), 'tpot': tpot, 'tpot95': _spread([r.tpot(95) for r in runs]),
+    return {'ttft': _spread([r.ttft for r in runs]), 'tpot': tpot,
+            'tpot95': _spread([r.tpot(95) for r in runs]),
             'tokens_a_second': batch/tpot['median'], 'step_bytes': runs[0].costs[-1].n_bytes}
 
 # %% ../nbs/bench.ipynb #238c0fdc
 def benchmark(
     model:LanguageModel, # the model
     prompt:int=16, # tokens that are read before decoding
-    new_tokens:int=40, # tokens that are written in each measurement
+    new_tokens:int=40, # tokens that are written in each measurement, as far as they fit
     batches:tuple=(1, 4, 16, 32), # rows
-    compile:bool=False, # also with `torch.compile`
 )->dict: # everything measured, ready for JSON
     "Prefill and decode of one model on this machine."
-    T = model.config.block_size
-    if not isinstance(prompt, int) or not 1 <= prompt <= T-3: raise ValueError(f'prompt is {prompt!r}: expected 1 to {T-3} for block_size {T}')
-    new_tokens = min(new_tokens, T-prompt)
+    T, config = model.config.block_size, model.config
+    check_count('prompt', prompt, 1, T-3)
+    new_tokens = min(check_count('new_tokens', new_tokens, 3), T-prompt)
+    for B in batches: check_count('batches', B)
     machine, idx = Machine.measure(), torch.zeros(1, T, dtype=torch.long)
-    with torch.inference_mode(): prefill = _best(lambda: model.prefill(idx), 4)
-    ways = {'naive': dict(use_cache=False), 'cached': {}} | ({'compiled': dict(compile=True)} if compile else {})
-    result = {'torch': torch.__version__, 'python': platform.python_version(), 'threads': torch.get_num_threads(), 'machine': vars(machine), 'config': vars(model.config),
-              'prefill': {'tokens': T, 'tokens_a_second': T/prefill}}
-    result |= {'decode': {way: measure_decode(model, prompt, new_tokens, **dial) for way, dial in ways.items()}}
-    result |= {'batch': {B: measure_decode(model, prompt, min(new_tokens, 16), B)['tokens_a_second'] for B in batches}}
-    cached = result['decode']['cached']
-    result['roofline'] = cached['step_bytes']/machine.bandwidth/cached['tpot']['median']
-    return result
+    with torch.inference_mode(), evaluating(model.modules()):
+        prefill = best_time(lambda: model.prefill(idx), 4)
+    decode = {way: measure_decode(model, prompt, new_tokens, use_cache=way == 'cached')
+              for way in ('naive', 'cached')}
+    batch = {B: measure_decode(model, prompt, min(new_tokens, 16), B)['tokens_a_second'] for B in batches}
+    cached, about = decode['cached'], {'torch': torch.__version__, 'python': platform.python_version()}
+    return about | {'threads': torch.get_num_threads(), 'machine': vars(machine), 'config': vars(config),
+                    'prefill': {'tokens': T, 'tokens_a_second': T/prefill}, 'decode': decode, 'batch': batch,
+                    'roofline': cached['step_bytes']/machine.bandwidth/cached['tpot']['median']}
 
 # %% ../nbs/bench.ipynb #152d67f4
 def bench_table(
@@ -68,9 +71,15 @@ def bench_table(
 )->str: # a table for people
     "The benchmark in lines."
     ms = lambda s: f'{1e3*s["median"]:8.2f} ({1e3*s["min"]:.2f} to {1e3*s["max"]:.2f})'
-    lines = [f'torch {r["torch"]}, Python {r["python"]}, {r["threads"]} threads: {r["machine"]["flops"]/1e9:.0f} GFLOP/s, {r["machine"]["bandwidth"]/1e9:.0f} GB/s, {1e6*r["machine"]["call"]:.1f} µs a call',
-             f'prefill of {r["prefill"]["tokens"]} tokens: {r["prefill"]["tokens_a_second"]:,.0f} tokens a second', '', f'{"decode":8} {"TTFT ms":>24} {"TPOT ms, median":>24} {"TPOT ms, 95%":>24} {"tokens/s":>9}']
-    for way, d in r['decode'].items(): lines.append(f'{way:8} {ms(d["ttft"]):>24} {ms(d["tpot"]):>24} {ms(d["tpot95"]):>24} {d["tokens_a_second"]:9,.0f}')
-    lines += ['', 'rows in a batch, tokens a second in all:  ' + '   '.join(f'{B}: {t:,.0f}' for B, t in r['batch'].items()),
-              f'moving its bytes at full bandwidth would take {r["roofline"]:.0%} of a cached step']
-    return '\n'.join(lines)
+    m, p = r['machine'], r['prefill']
+    lines = [f'torch {r["torch"]}, Python {r["python"]}, {r["threads"]} threads: {m["flops"]/1e9:.0f} '
+             f'GFLOP/s, '
+             f'{m["bandwidth"]/1e9:.0f} GB/s, {1e6*m["call"]:.1f} µs a call',
+             f'prefill of {p["tokens"]} tokens: {p["tokens_a_second"]:,.0f} tokens a second', '',
+             f'{"decode":8} {"TTFT ms":>24} {"TPOT ms, median":>24} {"TPOT ms, 95%":>24} {"tokens/s":>9}']
+    for way, d in r['decode'].items():
+        lines.append(f'{way:8} {ms(d["ttft"]):>24} {ms(d["tpot"]):>24} {ms(d["tpot95"]):>24} '
+                     f'{d["tokens_a_second"]:9,.0f}')
+    rows = '   '.join(f'{B}: {t:,.0f}' for B, t in r['batch'].items())
+    return '\n'.join(lines + ['', f'rows in a batch, tokens a second in all:  {rows}',
+        f'moving its bytes at full bandwidth would take {r["roofline"]:.0%} of a cached step'])

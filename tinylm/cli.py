@@ -6,18 +6,21 @@
 __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #d86cd208
-import argparse, json, os, signal, sys
-from dataclasses import fields
+import argparse, json, os, signal, sys, threading
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from math import inf
 from pathlib import Path
 
 import torch
 
 import tinylm
 from .bench import SIZES, bench_table, benchmark
-from .data import CharTokenizer, load_corpus, train_val_split, write_atomic
-from .decoding import compare_phases, phase_table
+from .core import write_atomic
+from .data import CharTokenizer, TextStream, load_corpus, read_tokenizer, train_val_split
+from .decoding import Sampling, compare_phases, phase_table
 from .model import LanguageModel, LMConfig
-from .training import TrainConfig, checkpoint_path, evaluate, train
+from .training import TrainConfig, check_device, checkpoint_path, device_of, evaluate, read_run, train
 
 # %% ../nbs/cli.ipynb #63f03df8
 class _Parser(argparse.ArgumentParser):
@@ -25,64 +28,162 @@ class _Parser(argparse.ArgumentParser):
 
 _SAFE = {i: chr(0x2400+i) for i in range(32) if chr(i) not in '\n\t'} | dict.fromkeys(range(0x7f, 0xa0), '�')
 
+def _line(text): return ' '.join(str(text).translate(_SAFE).split())
+
 def _complain(error, code):
-    print('tinylm:', ' '.join(str(error).translate(_SAFE).split()) or type(error).__name__, file=sys.stderr)
+    print('tinylm:', _line(error) or type(error).__name__, file=sys.stderr)
     return code
 
 # %% ../nbs/cli.ipynb #f23186ea
 def _write(text): print(text.translate(_SAFE), end='', flush=True)
 
 # %% ../nbs/cli.ipynb #b2a444c3
-_SHAPE = [f for f in fields(LMConfig) if f.name not in ('vocab_size', 'bias', 'attention')]
+_SHAPE = [f for f in fields(LMConfig) if f.name in ('block_size', 'n_layer', 'n_head', 'n_embd', 'dropout')]
 _RECIPE = fields(TrainConfig)
-_ABOUT = dict(block_size='longest text that the model can read, in tokens', n_layer='blocks', n_head='heads in a block', n_embd='channels',
-    dropout='share of activations dropped in training', steps='training steps', batch_size='windows in a step', lr='highest learning rate',
-    min_lr='learning rate at the end', warmup='steps until the highest learning rate', weight_decay='pull of matrices to zero',
-    beta1="AdamW's memory for gradients", beta2="AdamW's memory for their squares", grad_clip='longest gradient taken at full length',
-    eval_every='steps between evaluations, and between checkpoints', eval_windows='validation windows in an evaluation', seed='of first weights and batches')
+_ABOUT = dict(
+    block_size='longest text that the model can read, in tokens', n_layer='blocks', n_head='heads in a block',
+    n_embd='channels', dropout='share of activations dropped in training', steps='training steps',
+    batch_size='windows in a step', lr='highest learning rate', min_lr='learning rate at the end',
+    warmup='steps until the highest learning rate', weight_decay='pull of matrices to zero',
+    beta1="AdamW's memory for gradients", beta2="AdamW's memory for their squares",
+    grad_clip='longest gradient taken at full length',
+    eval_every='steps between evaluations, and between checkpoints',
+    eval_windows='validation windows in an evaluation', seed='of first weights and batches')
+
+# %% ../nbs/cli.ipynb #c11d0004
+def _flag(name): return '--' + name.replace('_', '-')
 
 def _add_fields(parser, fields_):
-    for f in fields_: parser.add_argument('--' + f.name.replace('_', '-'), type=type(f.default), default=f.default, metavar='N', help=f'{_ABOUT[f.name]} (%(default)s)')
+    for f in fields_:
+        about = f'{_ABOUT[f.name]} ({f.default})'
+        parser.add_argument(_flag(f.name), type=type(f.default), metavar='N', help=about)
 
-def _seed(word):
-    if not 0 <= (n := int(word)) < 2**63: raise ValueError
-    return n
+def _add_device(parser):
+    parser.add_argument('--device', default='cpu', help='where to compute: cpu, cuda, mps … (%(default)s)')
 
-def _pick(args, fields_): return {f.name: getattr(args, f.name) for f in fields_}
+def _given(args, fields_):
+    return {f.name: v for f in fields_ if (v := getattr(args, f.name)) is not None}
+
+# %% ../nbs/cli.ipynb #c11d0006
+def _new(args, text):
+    "Shape, recipe and tokenizer of a run that begins."
+    tokenizer = CharTokenizer(text)
+    shape = LMConfig(vocab_size=tokenizer.vocab_size, **_given(args, _SHAPE))
+    return shape, TrainConfig(**_given(args, _RECIPE)), tokenizer
+
+def _resumed(args, text, state):
+    "Shape, recipe and tokenizer of the run that goes on."
+    run, free = read_run(state), ('eval_every', 'eval_windows')
+    recipe = _given(args, _RECIPE)
+    for saved, given in ((run.model, _given(args, _SHAPE)), (run.recipe, recipe)):
+        for name, value in given.items():
+            if name not in free and value != (theirs := getattr(saved, name)):
+                raise ValueError(f'{_flag(name)} {value} was given, and the run in {state} has {name} '
+                                 f'{theirs}')
+    recipe = replace(run.recipe, **{name: recipe[name] for name in free if name in recipe})
+    return run.model, recipe, read_tokenizer(run.tokenizer) or CharTokenizer(text)
+
+# %% ../nbs/cli.ipynb #c11d0008
+def _check_memory(c):
+    "Raise a `ValueError` if this machine cannot train a model of this shape."
+    need, have = 4*4*c.n_params, inf
+    if hasattr(os, 'sysconf'): have = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
+    if need > have:
+        raise ValueError(f'n_layer {c.n_layer} and n_embd {c.n_embd} make {c.n_params:,} parameters: '
+                         f'training them takes {need/1e9:,.0f} GB, and this machine has {have/1e9:,.0f} GB')
+
+# %% ../nbs/cli.ipynb #c11d0011
+def _check_words(args, out, state):
+    if args.resume and not state.exists():
+        raise FileNotFoundError(f'nothing to resume: there is no {state}')
+    old = next((p for p in (state, out) if p.exists()), None)
+    if old and not (args.resume or args.overwrite):
+        raise FileExistsError(f'{old} exists: --resume goes on with that run, --overwrite starts anew')
+
+def _interruptible(args, state, work):
+    before = state.stat().st_mtime_ns if state.exists() and not args.resume else 0
+    try: work()
+    except KeyboardInterrupt:
+        if not state.exists() or state.stat().st_mtime_ns <= before:
+            raise KeyboardInterrupt('stopped before the first checkpoint') from None
+        raise KeyboardInterrupt(f'stopped; {state} holds the run up to its last evaluation, {args.again} '
+                                f'goes on from there') from None
+
+# %% ../nbs/cli.ipynb #c11d0013
+def _encoded(text, tokenizer, args, state):
+    try: return torch.tensor(tokenizer.encode(text))
+    except ValueError as e:
+        raise ValueError(f'--corpus {args.corpus} is not the text of the run in {state}: {e}') from None
 
 # %% ../nbs/cli.ipynb #0e0a2b58
 def _train(args):
-    out, state = Path(args.out), checkpoint_path(args.out)
-    if args.resume and not state.exists(): raise FileNotFoundError(f'nothing to resume: there is no {state}')
-    if not (args.resume or args.overwrite) and (old := next((p for p in (state, out) if p.exists()), None)):
-        raise FileExistsError(f'{old} exists: --resume goes on with that run, --overwrite starts anew')
+    out, state, device = Path(args.out), checkpoint_path(args.out), check_device(args.device)
+    _check_words(args, out, state)
     text = load_corpus(args.corpus)
-    tokenizer = CharTokenizer(text)
-    train_ids, val_ids = train_val_split(torch.tensor(tokenizer.encode(text)))
-    recipe = TrainConfig(**_pick(args, _RECIPE))
+    shape, recipe, tokenizer = _resumed(args, text, state) if args.resume else _new(args, text)
+    parts = train_val_split(_encoded(text, tokenizer, args, state))
+    _check_memory(shape)
     torch.manual_seed(recipe.seed)
-    model = LanguageModel(LMConfig(vocab_size=tokenizer.vocab_size, **_pick(args, _SHAPE)), tokenizer)
-    print(f'{args.corpus}: {len(text):,} characters, {tokenizer.vocab_size} different; a model of {model.config.n_params:,} parameters')
-    before = state.stat().st_mtime_ns if state.exists() and not args.resume else 0
-    try: train(model, train_ids, val_ids, recipe, out=out, resume=args.resume)
-    except KeyboardInterrupt:
-        if state.exists() and state.stat().st_mtime_ns > before: raise KeyboardInterrupt(f'stopped; {state} holds the run up to its last evaluation, {args.again} goes on from there') from None
-        raise KeyboardInterrupt('stopped before the first checkpoint') from None
-    print(f'validation loss {evaluate(model, val_ids):.3f} nats a character; the model is in {out}')
+    model = LanguageModel(shape, tokenizer)
+    print(_line(f'{args.corpus}: {len(text):,} characters, {tokenizer.vocab_size} different tokens; a model '
+                f'of '
+                f'{shape.n_params:,} parameters'))
+    more = dict(out=out, resume=args.resume, device=device)
+    _interruptible(args, state, lambda: train(model, *parts, recipe, **more))
+    print(_line(f'validation loss {evaluate(model, parts[1]):.3f} nats a token; the model is in {out}'))
     return model
 
+# %% ../nbs/cli.ipynb #c11d0014
+def _add_train(commands):
+    t = commands.add_parser(
+        'train', help='prefill, backward, step: train a model on a text',
+        description='Train a model and keep it in one safetensors file. The run is kept beside it, so that '
+                    '--resume can go on after Ctrl-C.')
+    t.add_argument('--corpus', default='python-docs',
+                   help="'python-docs', 'shakespeare' (downloaded once) or the path of a UTF-8 text file "
+                        "(%(default)s)")
+    t.add_argument('--out', default='model.safetensors', help='where to keep the model (%(default)s)')
+    t.add_argument('--resume', action='store_true',
+                   help='go on with the stopped run beside --out, with its shape and its recipe; give the '
+                        'same --corpus')
+    t.add_argument('--overwrite', action='store_true', help='start anew even if --out exists')
+    _add_device(t)
+    _add_fields(t.add_argument_group('the model'), _SHAPE)
+    _add_fields(t.add_argument_group('the recipe'), _RECIPE)
+    t.set_defaults(run=_train, again='the same command with --resume')
+
 # %% ../nbs/cli.ipynb #8c15a933
-def _stream(model, prompt, max_tokens, seed, **dials):
+def _stream(model, prompt, max_tokens, sampling):
     if not prompt: raise ValueError('the prompt is empty: expected at least one character')
-    if model.tokenizer is None: raise ValueError('the checkpoint holds no vocabulary, so it cannot read a prompt')
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    tokens = model.stream(torch.tensor([model.tokenizer.encode(prompt)]), max_tokens, generator=generator, **dials)
-    _write(prompt)
-    for token in tokens: _write(model.tokenizer.decode(token[0]))
-    print()
+    if model.tokenizer is None:
+        raise ValueError('the checkpoint holds no vocabulary, so it cannot read a prompt')
+    ids, text = model.tokenizer.encode(prompt), TextStream(model.tokenizer)
+    tokens = model.stream(torch.tensor([ids], device=device_of(model)), max_tokens, sampling=sampling)
+    _write(text.push(ids))
+    for token in tokens: _write(text.push(token[0]))
+    _write(text.flush() + '\n')
 
 def _generate(args):
-    _stream(LanguageModel.from_safetensors(args.checkpoint), args.prompt, args.max_tokens, args.seed, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    model = LanguageModel.from_safetensors(args.checkpoint).to(check_device(args.device))
+    _stream(model, args.prompt, args.max_tokens, sampling)
+
+# %% ../nbs/cli.ipynb #c11d0015
+def _add_generate(commands):
+    g = commands.add_parser('generate', help='decode: let a model continue a prompt',
+                            description='Continue a prompt, one token at a time.')
+    g.add_argument('--checkpoint', required=True, help='a file that tinylm train wrote')
+    g.add_argument('--prompt', required=True, help='the beginning of the text')
+    g.add_argument('--max-tokens', type=int, default=200, help='how many tokens to write (%(default)s)')
+    g.add_argument('--temperature', type=float, default=1.,
+                   help='below 1 bolder favourites, above 1 more surprise, 0 always the best token '
+                        '(%(default)s)')
+    g.add_argument('--top-k', type=int, help='draw from this many of the best tokens')
+    g.add_argument('--top-p', type=float,
+                   help='draw from the best tokens that together reach this probability')
+    g.add_argument('--seed', type=int, help='the same seed writes the same text')
+    _add_device(g)
+    g.set_defaults(run=_generate)
 
 # %% ../nbs/cli.ipynb #2f85299b
 def _demo(args):
@@ -91,70 +192,73 @@ def _demo(args):
     args.again = ' '.join(['tinylm', *words, '--resume'])
     model = _train(args)
     print('\nIt writes:\n')
-    _stream(model, 'The "', 500, seed=0, temperature=.7)
+    _stream(model, 'The "', 500, Sampling(.7, seed=0))
     print(f'\nIts two phases on this machine:\n\n{phase_table(compare_phases(model))}')
     print("\nOnce more, in your words:  tinylm generate --checkpoint demo.safetensors --prompt 'A class is'")
 
+def _add_demo(commands):
+    d = commands.add_parser(
+        'demo', help='train for a minute, write a page, compare the two phases',
+        description='The whole course in one command. Writes demo.safetensors into this folder.')
+    d.add_argument('--steps', type=int, default=TrainConfig.steps, help='training steps (%(default)s)')
+    d.set_defaults(run=_demo)
+
 # %% ../nbs/cli.ipynb #45c9c701
 def _bench(args):
-    model = LanguageModel.from_safetensors(args.checkpoint) if args.checkpoint else LanguageModel(SIZES[args.size]).eval()
-    result = benchmark(model, args.prompt, compile=args.compile)
+    path = args.checkpoint
+    model = LanguageModel.from_safetensors(path) if path else LanguageModel(SIZES[args.size]).eval()
+    result = benchmark(model, args.prompt)
     if args.json: write_atomic(args.json, [json.dumps(result, indent=1).encode()])
     print(bench_table(result))
+
+def _add_bench(commands):
+    b = commands.add_parser(
+        'bench', help='measure prefill and decode',
+        description='Measure the two phases of a model on this machine, beside the limits of the machine.')
+    b.add_argument('--size', choices=SIZES, default='S',
+                   help='a model with random weights, from a toy to GPT-2 small (%(default)s)')
+    b.add_argument('--checkpoint', help='a file that tinylm train wrote, in place of --size')
+    b.add_argument('--prompt', type=int, default=16,
+                   help='tokens that are read before decoding (%(default)s)')
+    b.add_argument('--json', metavar='FILE', help='write everything measured to this file')
+    b.set_defaults(run=_bench)
 
 # %% ../nbs/cli.ipynb #e19c5aaa
 def _parser():
     p = _Parser(prog='tinylm', description='Train a small language model on any text, and let it write.')
     p.add_argument('--version', action='version', version=f'tinylm {tinylm.__version__}')
     commands = p.add_subparsers(dest='command', required=True, metavar='train | generate | demo | bench')
-
-    t = commands.add_parser('train', help='prefill, backward, step: train a model on a text',
-        description='Train a model and keep it in one safetensors file. The run is kept beside it, so that --resume can go on after Ctrl-C.')
-    t.add_argument('--corpus', default='python-docs', help="'python-docs', 'shakespeare' (downloaded once) or the path of a UTF-8 text file (%(default)s)")
-    t.add_argument('--out', default='model.safetensors', help='where to keep the model (%(default)s)')
-    t.add_argument('--resume', action='store_true', help='go on with the stopped run beside --out; give the other flags as before')
-    t.add_argument('--overwrite', action='store_true', help='start anew even if --out exists')
-    _add_fields(t.add_argument_group('the model'), _SHAPE)
-    _add_fields(t.add_argument_group('the recipe'), _RECIPE)
-    t.set_defaults(run=_train, again='the same command with --resume')
-
-    g = commands.add_parser('generate', help='decode: let a model continue a prompt', description='Continue a prompt, one token at a time.')
-    g.add_argument('--checkpoint', required=True, help='a file that tinylm train wrote')
-    g.add_argument('--prompt', required=True, help='the beginning of the text')
-    g.add_argument('--max-tokens', type=int, default=200, help='how many tokens to write (%(default)s)')
-    g.add_argument('--temperature', type=float, default=1., help='below 1 bolder favourites, above 1 more surprise, 0 always the best token (%(default)s)')
-    g.add_argument('--top-k', type=int, help='draw from this many of the best tokens')
-    g.add_argument('--top-p', type=float, help='draw from the best tokens that together reach this probability')
-    g.add_argument('--seed', type=_seed, help='the same seed writes the same text')
-    g.set_defaults(run=_generate)
-
-    d = commands.add_parser('demo', help='train for a minute, write a page, compare the two phases', description='The whole course in one command. Writes demo.safetensors into this folder.')
-    d.add_argument('--steps', type=int, default=TrainConfig.steps, help='training steps (%(default)s)')
-    d.set_defaults(run=_demo)
-
-    b = commands.add_parser('bench', help='measure prefill and decode', description='Measure the two phases of a model on this machine, beside the limits of the machine.')
-    b.add_argument('--size', choices=SIZES, default='S', help='a model with random weights, from a toy to GPT-2 small (%(default)s)')
-    b.add_argument('--checkpoint', help='a file that tinylm train wrote, in place of --size')
-    b.add_argument('--prompt', type=int, default=16, help='tokens that are read before decoding (%(default)s)')
-    b.add_argument('--compile', action='store_true', help='also decode with torch.compile, which takes a minute to warm up')
-    b.add_argument('--json', metavar='FILE', help='write everything measured to this file')
-    b.set_defaults(run=_bench)
+    for add in (_add_train, _add_generate, _add_demo, _add_bench): add(commands)
     return p
 
+# %% ../nbs/cli.ipynb #c11d001a
+@contextmanager
+def _polite():
+    if threading.current_thread() is not threading.main_thread():
+        yield                                # only the main thread may speak of signals
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+# %% ../nbs/cli.ipynb #c11d0016
 def main(
     argv:list[str]|None=None, # the words after `tinylm`; those of the command line when not given
 )->int: # exit code: 0, 2 after an error, 130 after Ctrl-C
     "Run one command."
-    signal.signal(signal.SIGTERM, signal.default_int_handler)          # a polite kill is as good as Ctrl-C
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace')
     command = None
     try:
         args = _parser().parse_args(argv)
         command = args.command
-        args.run(args)
+        with _polite(): args.run(args)
         return 0
     except KeyboardInterrupt as e: return _complain(e if e.args else 'stopped', 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # the reader has left; nothing more to say to it
+        # the reader has left; nothing more to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if command == 'generate' else _complain('nobody reads the output any more', 2)
     except (ValueError, OSError, RuntimeError, MemoryError) as e: return _complain(e, 2)
+
+# %% ../nbs/cli.ipynb #c11d0018
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -6,7 +6,7 @@
 __all__ = ['Widget', 'AttentionMap', 'DecodeTimeline', 'BatchTimeline', 'TokenProbabilities', 'LiveTraining']
 
 # %% ../nbs/widgets.ipynb #46e472f8
-import base64, json, warnings
+import base64, json, re, warnings
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -21,29 +21,37 @@ from fastcore.basics import patch
 
 from .attention import attention_weights, causal_mask
 from .cache import KVCache
+from .core import check_count, check_number, check_one_of, shown
 from .cost import Timeline
 from .data import visible
 from .decoding import probabilities
-from .model import LanguageModel, check_ids
+from .model import LanguageModel, Watched, check_ids
 from .training import evaluating
 
 # %% ../nbs/widgets.ipynb #b8e1031f
 def _label(token):
     "A token as it is shown: blanks as signs, invisible characters by their number."
     if len(token) == 1 and category(token)[0] == 'M': return '◌' + token
-    hidden = lambda c: category(c) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp', 'Zs') and not (c == '\u200d' and len(token) > 1)
+    joins = lambda c: c == '\u200d' and len(token) > 1
+    hidden = lambda c: category(c) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp', 'Zs') and not joins(c)
     return ''.join(f'U+{ord(c):04X}' if hidden(c) else c for c in visible(token))
 
 def _packed(x, dtype): return base64.b64encode(x.contiguous().numpy().astype(dtype).tobytes()).decode()
 
 # %% ../nbs/widgets.ipynb #bd0c1ff6
+_ROOMS = ('base', 'attention', 'timeline', 'batch', 'probabilities')
+_EXPORT = 'export default { render };'
+
 @cache
-def _drawing(): return (files('tinylm')/'static'/'widgets.js').read_text(encoding='utf-8')
+def _drawing():
+    "All files of the drawing as one ES module."
+    static = files('tinylm')/'static'
+    return '\n'.join([*((static/f'{room}.js').read_text(encoding='utf-8') for room in _ROOMS), _EXPORT])
 
 def _ascii(source):
     "JavaScript with every other character as an escape."
-    units = lambda c: c.encode('utf-16-be').hex()
-    return ''.join(c if ord(c) < 128 else ''.join(f'\\u{units(c)[i:i+4]}' for i in range(0, len(units(c)), 4)) for c in source)
+    escaped = lambda c: re.sub('....', r'\\u\g<0>', c.encode('utf-16-be').hex())
+    return ''.join(c if ord(c) < 128 else escaped(c) for c in source)
 
 def _script(values): return json.dumps(values).translate({ord(c): f'\\u{ord(c):04x}' for c in '<>&'})
 
@@ -51,14 +59,16 @@ _PAGE = """<div class="tinylm-widget">{picture}</div>
 <script>
 (() => {{
 const el = document.currentScript.previousElementSibling, state = {values};
-const model = {{ get: k => state[k], set: (k, v) => {{ state[k] = v; }}, on() {{}}, off() {{}}, save_changes() {{}} }};
+const set = (k, v) => {{ state[k] = v; }};
+const model = {{ get: k => state[k], set, on() {{}}, off() {{}}, save_changes() {{}} }};
 {drawing}
 render({{ model, el }});
 }})();
 </script>"""
 
 # %% ../nbs/widgets.ipynb #70a720ce
-_STYLE = {'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 11, 'axes.titlelocation': 'left', 'font.family': 'DejaVu Sans', 'font.size': 9, 'legend.frameon': False}
+_STYLE = {'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 11,
+          'axes.titlelocation': 'left', 'font.family': 'DejaVu Sans', 'font.size': 9, 'legend.frameon': False}
 _PREFILL, _DECODE, _AGAIN = '#0072B2', '#D55E00', '#CC79A7'
 
 def _picture(draw, size):
@@ -79,7 +89,9 @@ def _tick_labels(axis, labels, **about): axis.set_ticks(range(len(labels)), labe
 @cache
 def _live():
     try: import anywidget, traitlets
-    except ImportError: raise ImportError('a live widget needs anywidget (pip install anywidget); to_html() does not') from None
+    except ImportError:
+        raise ImportError('a live widget needs anywidget (pip install anywidget); '
+                          'to_html() does not') from None
     class LiveWidget(anywidget.AnyWidget):
         _esm = _drawing()
         data, chosen = traitlets.Dict().tag(sync=True), traitlets.Dict().tag(sync=True)
@@ -97,8 +109,8 @@ class Widget:
         picture = self._fallback().get('image/png')
         name = escape(repr(self)).encode('ascii', 'xmlcharrefreplace').decode()
         image = f'<img alt="{name}" src="data:image/png;base64,{picture}">' if picture else name
-        drawing = _ascii(_drawing()).replace('export default { render };', '')
-        return _PAGE.format(picture=image, values=_script({'data': self.data, 'chosen': self.chosen}), drawing=drawing)
+        values = _script({'data': self.data, 'chosen': self.chosen})
+        return _PAGE.format(picture=image, values=values, drawing=_ascii(_drawing()).removesuffix(_EXPORT))
 
     def widget(self): # an `anywidget.AnyWidget` with the traits `data` and `chosen`
         "A live widget; `ImportError` where anywidget is missing."
@@ -110,31 +122,26 @@ class Widget:
         png = _picture(self._draw, self.size)
         return {'text/plain': repr(self)} | ({'image/png': base64.b64encode(png).decode()} if png else {})
 
-    def _repr_mimebundle_(self, include=None, exclude=None): return {'text/html': self.to_html(), **self._fallback()}
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return {'text/html': self.to_html(), **self._fallback()}
 
 # %% ../nbs/widgets.ipynb #5d073f86
 def _passes(model, idx, chunks=None):
-    "The weights of each pass, (n_layer, H, T, S), from the streams that enter the blocks."
-    keys, maps = {}, []
-    def listen(layer):
-        def hook(block, args):
-            q, k, _ = block.attention.heads(block.norm1(args[0]))
-            keys[layer] = torch.cat([keys[layer], k], 2) if layer in keys else k
-            layers.append(attention_weights(q, keys[layer])[0])
-        return hook
-    table = model.tok_emb.weight
-    memory = KVCache(model.config, 1, idx.shape[1], table.dtype, table.device) if chunks else None
-    hooks = [b.register_forward_pre_hook(listen(i)) for i, b in enumerate(model.blocks)]
-    try:
-        with torch.no_grad(), evaluating(model.modules()):
-            for chunk in idx.split(chunks or idx.shape[1], 1):
-                layers = []
-                model.hidden(chunk, memory)
-                maps.append(torch.stack(layers).float().cpu())
-    finally:
-        for h in hooks: h.remove()
-    if not all(m.isfinite().all() for m in maps): raise ValueError('the attention of this model holds nan: expected finite weights in the model')
-    return maps
+    "The weights of each pass, (n_layer, H, T, S), from the queries and keys that it made."
+    keys, maps, cache = {}, [], KVCache.of(model, 1, idx.shape[1]) if chunks else None
+    with torch.no_grad(), evaluating(model.modules()):
+        for chunk in idx.split(chunks or idx.shape[1], 1):
+            with model.begin(chunk, cache) as p:
+                watched = Watched(p)
+                watched.hidden(model, chunk)
+            maps.append(torch.stack([_weights(keys, *noted[:3]) for noted in watched.seen]).float().cpu())
+    if all(m.isfinite().all() for m in maps): return maps
+    raise ValueError('the attention of this model holds nan: expected finite weights in the model')
+
+def _weights(keys, layer, q, k): # (H, T, S)
+    keys[layer] = torch.cat([keys[layer], k], 2) if layer in keys else k
+    shared = q.shape[1]//k.shape[1]                        # query heads that look at the same keys
+    return attention_weights(q, keys[layer].repeat_interleave(shared, 1))[0]
 
 # %% ../nbs/widgets.ipynb #7b771953
 def _triangle(maps):
@@ -142,28 +149,36 @@ def _triangle(maps):
     rows = torch.cat([m[..., causal_mask(*m.shape[-2:])] for m in maps], -1)
     return _packed((rows*65535).round().int(), '<u2')
 
+def _check_text(text):
+    if not isinstance(text, str) or not text:
+        raise ValueError(f'text is {shown(text)}: expected at least one character')
+
 def _read(model, text, tokenizer):
     "Ids and labels of a text that this model can read, or a `ValueError`."
-    if not isinstance(model, LanguageModel): raise ValueError(f'model is {type(model).__name__}: expected a LanguageModel')
+    if not isinstance(model, LanguageModel):
+        raise ValueError(f'model is {type(model).__name__}: expected a LanguageModel')
     tokenizer = tokenizer or model.tokenizer
     if tokenizer is None: raise ValueError('this model has no tokenizer: give one')
-    if not isinstance(text, str) or not text: raise ValueError(f'text is {text!r}: expected at least one character')
+    _check_text(text)
     idx = torch.tensor([tokenizer.encode(text)], dtype=torch.long)
     check_ids(idx, model.config.vocab_size, 'text')
     return idx.to(model.tok_emb.weight.device), [_label(tokenizer.decode([i])) for i in idx[0].tolist()]
 
-def _check_whole(name, n, low, high):
-    if not isinstance(n, int) or isinstance(n, bool) or not low <= n <= high: raise ValueError(f'{name} is {n!r}: expected a whole number from {low} to {high}')
-
-def _check_one_of(name, value, names):
-    if value not in names: raise ValueError(f'{name} is {value!r}: expected one of {", ".join(map(str, names))}')
-
 def _choices(L, H, T, view='head', layer=0, head=0, prompt=None):
     "What the page shows first."
-    _check_one_of('view', view, ('head', 'heads', 'phases'))
+    check_one_of('view', view, ('head', 'heads', 'phases'))
     prompt = max(1, T//2) if prompt is None else prompt
-    for name, n, low, high in (('layer', layer, 0, L-1), ('head', head, 0, H-1), ('prompt', prompt, 1, T)): _check_whole(name, n, low, high)
-    return {'view': view, 'layer': layer, 'head': head, 'query': T-1, 'key': None, 'prompt': prompt, 'cache': True}
+    check_count('layer', layer, 0, L-1)
+    check_count('head', head, 0, H-1)
+    check_count('prompt', prompt, 1, T)
+    return {'view': view, 'layer': layer, 'head': head, 'query': T-1, 'key': None,
+            'prompt': prompt, 'cache': True}
+
+def _check_chunks(chunks, T):
+    whole = isinstance(chunks, (list, tuple)) and all(isinstance(n, int) and n > 0 for n in chunks)
+    if not (whole and sum(chunks) == T):
+        raise ValueError(f'chunks is {shown(chunks)}: '
+                         f'expected whole numbers of at least 1 that add up to {T} tokens')
 
 # %% ../nbs/widgets.ipynb #46bdb0a0
 class AttentionMap(Widget):
@@ -174,7 +189,7 @@ class AttentionMap(Widget):
         model:LanguageModel, # whose attention is shown
         text:str, # at most block_size tokens
         tokenizer=None, # has `encode` and `decode`; the model's own when not given
-        chunks:list[int]|None=None, # read the text in passes of so many tokens through a cache; in one pass when not given
+        chunks:list[int]|None=None, # tokens of each pass through a cache; one pass when not given
         *,
         view:str='head', # what is shown first: 'head', 'heads' or 'phases'
         layer:int=0, # shown first
@@ -183,18 +198,22 @@ class AttentionMap(Widget):
     ):
         idx, tokens = _read(model, text, tokenizer)
         c, T = model.config, len(tokens)
-        if T > c.block_size: raise ValueError(f'text has {T} tokens: expected at most block_size {c.block_size}')
-        if chunks is not None and not (isinstance(chunks, (list, tuple)) and all(isinstance(n, int) and n > 0 for n in chunks) and sum(chunks) == T):
-            raise ValueError(f'chunks is {chunks!r}: expected whole numbers of at least 1 that add up to {T} tokens')
+        if T > c.block_size:
+            raise ValueError(f'text has {T} tokens: expected at most block_size {c.block_size}')
+        if chunks is not None: _check_chunks(chunks, T)
         chosen = _choices(c.n_layer, c.n_head, T, view, layer, head, prompt)
         self._take(_passes(model, idx, chunks and list(chunks)), tokens, chunks and list(chunks), chosen)
 
     def _take(self, maps, tokens, passes, chosen):
         self.maps = maps # for each pass (n_layer, H, T, S)
-        self.data = {'kind': 'attention', 'tokens': tokens, 'n_layer': maps[0].shape[0], 'n_head': maps[0].shape[1], 'passes': passes, 'weights': _triangle(maps)}
+        L, H = maps[0].shape[:2]
+        self.data = {'kind': 'attention', 'tokens': tokens, 'n_layer': L, 'n_head': H, 'passes': passes,
+                     'weights': _triangle(maps)}
         self.chosen = chosen | {'step': (len(passes) if passes else len(tokens) - chosen['prompt'] + 1)//2}
 
-    def __repr__(self): return f'AttentionMap of {len(self.data["tokens"])} tokens ({self.data["n_layer"]} × {self.data["n_head"]} heads)'
+    def __repr__(self):
+        d = self.data
+        return f'AttentionMap of {len(d["tokens"])} tokens ({d["n_layer"]} × {d["n_head"]} heads)'
 
 # %% ../nbs/widgets.ipynb #19c7e2bb
 @patch(cls_method=True)
@@ -204,11 +223,13 @@ def from_weights(cls:AttentionMap,
     **first, # what is shown first: view, layer, head, prompt
 )->AttentionMap:
     "A map of weights that are there already; a `ValueError` where they are none."
-    if not isinstance(text, str) or not text: raise ValueError(f'text is {text!r}: expected at least one character')
+    _check_text(text)
     T, shape = len(text), tuple(getattr(weights, 'shape', ()))
-    if len(shape) != 4 or shape[2:] != (T, T) or 0 in shape: raise ValueError(f'weights have shape {shape}: expected (n_layer, H, {T}, {T}) for {T} characters')
+    if len(shape) != 4 or shape[2:] != (T, T) or 0 in shape:
+        raise ValueError(f'weights have shape {shape}: expected (n_layer, H, {T}, {T}) for {T} characters')
     weights = weights.detach().float().cpu()
-    if not ((0 <= weights) & (weights <= 1)).all() or weights[..., ~causal_mask(T)].any(): raise ValueError('weights are not attention: expected numbers from 0 to 1, and zero for the future')
+    if not ((0 <= weights) & (weights <= 1)).all() or weights[..., ~causal_mask(T)].any():
+        raise ValueError('weights are not attention: expected numbers from 0 to 1, and zero for the future')
     self = cls.__new__(cls)
     self._take([weights], [_label(c) for c in text], None, _choices(*shape[:2], T, **first))
     return self
@@ -228,9 +249,11 @@ def _draw_map(ax, weights, labels):
 def _draw_phases(ax, passes, T):
     start = 0
     for n in passes:
-        for q in range(start, start + n): ax.barh(q, q + 1, height=1, color=_DECODE if n == 1 and start else _PREFILL, edgecolor='white', lw=.3)
+        rows, color = range(start, start + n), _DECODE if n == 1 and start else _PREFILL
+        ax.barh(rows, [q + 1 for q in rows], height=1, color=color, edgecolor='white', lw=.3)
         start += n
-    ax.set(xlim=(0, T), ylim=(T-.5, -.5), aspect='equal', xlabel='key', ylabel='query', title='prefill in blue, decode row by row')
+    ax.set(xlim=(0, T), ylim=(T-.5, -.5), aspect='equal', xlabel='key', ylabel='query',
+           title='prefill in blue, decode row by row')
 
 # %% ../nbs/widgets.ipynb #44510605
 def _draw_attention(fig, maps, tokens, passes, view, layer, head):
@@ -241,7 +264,9 @@ def _draw_attention(fig, maps, tokens, passes, view, layer, head):
         _draw_map(ax, weights[layer, head], tokens)
         return ax.set(title=f'layer {layer}, head {head}', xlabel='key', ylabel='query')
     for i, row in enumerate(fig.subplots(*weights.shape[:2], squeeze=False)):
-        for j, ax in enumerate(row): _draw_map(ax, weights[i, j], range(41)); ax.set(xticks=[], yticks=[], title=f'{i}.{j}')
+        for j, ax in enumerate(row):
+            _draw_map(ax, weights[i, j], range(41))
+            ax.set(xticks=[], yticks=[], title=f'{i}.{j}')
 
 @patch
 def _draw(self:AttentionMap, fig):
@@ -250,17 +275,30 @@ def _draw(self:AttentionMap, fig):
     _draw_attention(fig, self.maps, d['tokens'], passes, c['view'], c['layer'], c['head'])
 
 # %% ../nbs/widgets.ipynb #c4eaae8e
-def _series(name, line, shown):
-    if not isinstance(line, Timeline): raise ValueError(f'timeline {name!r} is {type(line).__name__}: expected a Timeline')
-    if not line.seconds or not len(line.seconds) == len(line.costs) == len(line.tokens): raise ValueError(f'timeline {name!r} has {len(line.seconds)} times, {len(line.costs)} costs and {len(line.tokens)} tokens: expected as many of each, at least one')
+def _named(name): return str(name).encode('utf-8', 'replace').decode()     # what JSON can hold
+
+def _check_line(name, line):
+    if not isinstance(line, Timeline):
+        raise ValueError(f'timeline {shown(name)} is {type(line).__name__}: expected a Timeline')
+    times, costs, tokens = len(line.seconds), len(line.costs), len(line.tokens)
+    if not times or not times == costs == tokens:
+        raise ValueError(f'timeline {shown(name)} has {times} times, {costs} costs and {tokens} tokens: '
+                         'expected as many of each, at least one')
     for s in line.seconds:
-        if not (isinstance(s, (int, float)) and isfinite(s) and s > 0): raise ValueError(f'timeline {name!r} holds {s!r} seconds: expected numbers above 0')
+        if not (isinstance(s, (int, float)) and isfinite(s) and s > 0):
+            raise ValueError(f'timeline {shown(name)} holds {s!r} seconds: expected numbers above 0')
+
+def _series(name, line, label):
+    "What the page needs of a timeline, or a `ValueError`."
+    _check_line(name, line)
     costs, unit = line.costs, gcd(*(c.cache_written for c in line.costs))
     again = [i > 0 and c.cache_written > 0 and c.cache_read == c.cache_written for i, c in enumerate(costs)]
     read = [c.cache_written//unit for c in costs] if unit else None
-    if read and any(a and n == 1 for a, n in zip(again, read)): read = None      # every pass read equally many: nothing says how many
-    return {'name': name, 'ms': [1e3*s for s in line.seconds], 'median': 1e3*median(line.seconds[1:] or line.seconds), 'tokens': [shown(t) for t in line.tokens],
-            'bytes': [c.n_bytes for c in costs], 'flops': [c.flops for c in costs], 'again': again, 'read': read}
+    if read and any(a and n == 1 for a, n in zip(again, read)): read = None   # all alike, so unknown
+    ms = [1e3*s for s in line.seconds]
+    return {'name': name, 'ms': ms, 'median': median(ms[1:] or ms), 'tokens': [label(t) for t in line.tokens],
+            'bytes': [c.n_bytes for c in costs], 'flops': [c.flops for c in costs],
+            'again': again, 'read': read}
 
 # %% ../nbs/widgets.ipynb #1efeed44
 class DecodeTimeline(Widget):
@@ -277,49 +315,81 @@ class DecodeTimeline(Widget):
     ):
         lines = timeline if isinstance(timeline, dict) else {'decode': timeline}
         if not lines: raise ValueError('timeline is an empty dict: expected at least one Timeline')
-        _check_one_of('cause', cause, ('bytes', 'flops', 'read')); _check_one_of('scale', scale, ('linear', 'log'))
-        if not isinstance(prompt, str): raise ValueError(f'prompt is {prompt!r}: expected text')
-        shown = lambda i: str(i) if tokenizer is None else _label(tokenizer.decode([i]))
-        pieces = [shown(i) for i in tokenizer.encode(prompt)] if prompt and tokenizer else [_label(c) for c in prompt]
-        series = [_series(str(name).encode('utf-8', 'replace').decode(), line, shown) for name, line in lines.items()]
-        if cause == 'read' and not all(s['read'] for s in series): raise ValueError("cause is 'read', but the costs do not say how many tokens a pass read: expected 'bytes' or 'flops'")
-        self.data = {'kind': 'timeline', 'series': series, 'prompt': pieces}
+        check_one_of('cause', cause, ('bytes', 'flops', 'read'))
+        check_one_of('scale', scale, ('linear', 'log'))
+        if not isinstance(prompt, str): raise ValueError(f'prompt is {shown(prompt)}: expected text')
+        label = lambda i: str(i) if tokenizer is None else _label(tokenizer.decode([i]))
+        series = [_series(_named(name), line, label) for name, line in lines.items()]
+        if cause == 'read' and not all(s['read'] for s in series):
+            raise ValueError("cause is 'read', but the costs do not say how many tokens a pass read: "
+                             "expected 'bytes' or 'flops'")
+        pieces = map(label, tokenizer.encode(prompt)) if prompt and tokenizer else map(_label, prompt)
+        self.data = {'kind': 'timeline', 'series': series, 'prompt': list(pieces)}
         self.chosen = {'token': 0, 'cause': cause, 'scale': scale}
 
-    def __repr__(self): return 'DecodeTimeline of ' + ', '.join(f'{len(s["ms"])} tokens ({s["name"]})' for s in self.data['series'])
+    def __repr__(self):
+        lines = [f'{len(s["ms"])} tokens ({s["name"]})' for s in self.data['series']]
+        return 'DecodeTimeline of ' + ', '.join(lines)
 
     def _draw(self, fig):
         above, below = fig.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         for i, s in reversed(list(enumerate(self.data['series']))):
-            colors = [_AGAIN if a else _DECODE for a in s['again']]; colors[0] = _PREFILL
-            for ax, values in ((above, s['ms']), (below, s[self.chosen['cause']])): ax.bar(range(1, len(values)+1), values, .45 if i == 0 else .85, color=colors, alpha=1 if i == 0 else .45)
+            colors = [_PREFILL, *(_AGAIN if a else _DECODE for a in s['again'][1:])]
+            width, alpha = (.85, .45) if i else (.45, 1)                        # the first is drawn in front
+            for ax, values in ((above, s['ms']), (below, s[self.chosen['cause']])):
+                ax.bar(range(1, len(values)+1), values, width, color=colors, alpha=alpha)
         above.set(ylabel='milliseconds', yscale=self.chosen['scale'])
         above.set_title(' in front of '.join(s['name'] for s in self.data['series']), parse_math=False)
         below.set(ylabel=self.chosen['cause'], xlabel='new token')
 
 # %% ../nbs/widgets.ipynb #a94c1e07
-def _is_count(*numbers): return all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
+def _is_count(*numbers):
+    return all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
 
-def _batch_step(step, slots, shown):
-    jobs = [{k: j[k] for k in ('request', 'slot', 'phase', 'tokens')} | {'wrote': None if j['wrote'] is None else shown(j['wrote'])} for j in step['jobs']]
-    if not all(_is_count(j['request'], j['slot'], j['tokens']) and j['slot'] < slots and j['phase'] in ('read', 'write') for j in jobs): raise ValueError('a job')
-    if not (_is_count(step['free'], step['passes'], *step['waiting']) and isfinite(step['seconds'])): raise ValueError('a step')
-    return {'jobs': jobs, 'waiting': list(step['waiting']), 'free': step['free'], 'passes': step['passes'], 'ms': 1e3*step['seconds']}
+def _is_job(j, slots):
+    numbers = _is_count(j['request'], j['slot'], j['tokens'])
+    return numbers and j['slot'] < slots and j['phase'] in ('read', 'write')
 
-def _batch(name, record, shown):
-    "What the page needs of an engine's record, or a `ValueError`."
-    if not isinstance(record, dict): raise ValueError(f'record {name!r} is {type(record).__name__}: expected what Engine.record() returns')
-    try:
-        if not record['steps']: raise ValueError(f'record {name!r} has no steps: expected at least one')
-        if not _is_count(record['slots'], record['blocks']) or not record['slots']: raise TypeError
-        requests = [{'number': r['number'], 'prompt': r['prompt'], 'new': len(r['new'])} for r in record['requests']]
-        if not all(_is_count(*r.values()) for r in requests): raise TypeError
-    except (KeyError, TypeError): raise ValueError(f'record {name!r} lacks slots, blocks, requests or steps: expected what Engine.record() returns') from None
-    steps = []
+def _job(j, label):
+    wrote = None if j['wrote'] is None else label(j['wrote'])
+    return {k: j[k] for k in ('request', 'slot', 'phase', 'tokens')} | {'wrote': wrote}
+
+def _batch_step(step, slots, label):
+    if not all(_is_job(j, slots) for j in step['jobs']): raise ValueError('a job')
+    if not (_is_count(step['free'], step['passes'], *step['waiting']) and isfinite(step['seconds'])):
+        raise ValueError('a step')
+    return {'jobs': [_job(j, label) for j in step['jobs']], 'waiting': list(step['waiting']),
+            'free': step['free'], 'passes': step['passes'], 'ms': 1e3*step['seconds']}
+
+def _batch_steps(name, record, label):
     for i, step in enumerate(record['steps']):
-        try: steps.append(_batch_step(step, record['slots'], shown))
-        except (KeyError, TypeError, ValueError, AttributeError): raise ValueError(f'step {i} of record {name!r} is no step of an engine: expected what Engine.record() returns') from None
-    return {'name': str(name).encode('utf-8', 'replace').decode(), 'slots': record['slots'], 'blocks': record['blocks'], 'requests': requests, 'steps': steps}
+        try: yield _batch_step(step, record['slots'], label)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise ValueError(f'step {i} of record {shown(name)} is no step of an engine: '
+                             'expected what Engine.record() returns') from None
+
+# %% ../nbs/widgets.ipynb #c7a7c3b8
+def _pages(record): return record['pages'] if 'pages' in record else record['blocks'] # traces of version 0.1
+
+def _batch_requests(name, record):
+    try:
+        if not record['steps']: raise ValueError(f'record {shown(name)} has no steps: expected at least one')
+        requests = [{'number': r['number'], 'prompt': r['prompt'], 'new': len(r['new'])}
+                    for r in record['requests']]
+        numbers = [n for r in requests for n in r.values()]
+        if record['slots'] and _is_count(record['slots'], _pages(record), *numbers): return requests
+    except (KeyError, TypeError): pass
+    raise ValueError(f'record {shown(name)} lacks slots, pages, requests or steps: '
+                     'expected what Engine.record() returns')
+
+def _batch(name, record, label):
+    "What the page needs of an engine's record, or a `ValueError`."
+    if not isinstance(record, dict):
+        kind = type(record).__name__
+        raise ValueError(f'record {shown(name)} is {kind}: expected what Engine.record() returns')
+    requests = _batch_requests(name, record)
+    return {'name': _named(name), 'slots': record['slots'], 'pages': _pages(record), 'requests': requests,
+            'steps': list(_batch_steps(name, record, label))}
 
 # %% ../nbs/widgets.ipynb #b05d2f18
 class BatchTimeline(Widget):
@@ -333,14 +403,19 @@ class BatchTimeline(Widget):
         step:int=0, # shown first
         request:int|None=None, # highlighted first
     ):
-        if not isinstance(records, dict) or not records: raise ValueError(f'records is {"an empty dict" if records == {} else type(records).__name__}: expected a dict with at least one record of an engine')
-        shown = lambda i: str(i) if tokenizer is None else _label(tokenizer.decode([i]))
-        series = [_batch(name, record, shown) for name, record in records.items()]
-        _check_whole('step', step, 0, max(len(s['steps']) for s in series) - 1)
-        if request is not None: _check_one_of('request', request, [r['number'] for s in series for r in s['requests']])
+        if not isinstance(records, dict) or not records:
+            kind = 'an empty dict' if records == {} else type(records).__name__
+            raise ValueError(f'records is {kind}: expected a dict with at least one record of an engine')
+        label = lambda i: str(i) if tokenizer is None else _label(tokenizer.decode([i]))
+        series = [_batch(name, record, label) for name, record in records.items()]
+        check_count('step', step, 0, max(len(s['steps']) for s in series) - 1)
+        numbers = [r['number'] for s in series for r in s['requests']]
+        if request is not None: check_one_of('request', request, numbers)
         self.data, self.chosen = {'kind': 'batch', 'series': series}, {'step': step, 'request': request}
 
-    def __repr__(self): return 'BatchTimeline of ' + ', '.join(f'{len(s["steps"])} steps ({s["name"]})' for s in self.data['series'])
+    def __repr__(self):
+        batches = [f'{len(s["steps"])} steps ({s["name"]})' for s in self.data['series']]
+        return 'BatchTimeline of ' + ', '.join(batches)
 
 # %% ../nbs/widgets.ipynb #c16e3a29
 def _draw_batch(ax, s):
@@ -348,10 +423,13 @@ def _draw_batch(ax, s):
     for slot in range(s['slots']):
         ax.barh(slot, len(s['steps']), height=.8, color='white', edgecolor='lightgrey', hatch='////', lw=0)
         for phase, color in (('read', _PREFILL), ('write', _DECODE)):
-            ax.broken_barh([(i, 1) for (i, at), j in places.items() if at == slot and j['phase'] == phase], (slot - .4, .8), color=color, ec='white', lw=.3)
+            steps = [(i, 1) for (i, at), j in places.items() if at == slot and j['phase'] == phase]
+            ax.broken_barh(steps, (slot - .4, .8), color=color, ec='white', lw=.3)
     for (i, slot), j in places.items():
-        if places.get((i-1, slot), {}).get('request') != j['request']: ax.text(i + .15, slot, j['request'], va='center', fontsize=7, color='white', clip_on=True)
-    ax.set(ylim=(s['slots'] - .5, -.5), yticks=range(s['slots']), ylabel='place'); ax.set_title(s['name'], parse_math=False)
+        if places.get((i-1, slot), {}).get('request') != j['request']:
+            ax.text(i + .15, slot, j['request'], va='center', fontsize=7, color='white', clip_on=True)
+    ax.set(ylim=(s['slots'] - .5, -.5), yticks=range(s['slots']), ylabel='place')
+    ax.set_title(s['name'], parse_math=False)
 
 @patch
 def _draw(self:BatchTimeline, fig):
@@ -376,14 +454,20 @@ class TokenProbabilities(Widget):
         seed:int=0, # of the draws in the page
     ):
         idx, tokens = _read(model, text, tokenizer)
-        if not isinstance(temperature, (int, float)) or not 0 <= temperature <= 3: raise ValueError(f'temperature is {temperature!r}: expected a number from 0 to 3')
-        _check_whole('seed', seed, 0, 2**32-1)
-        with torch.no_grad(), evaluating(model.modules()): self.logits = model.prefill(idx[:, -model.config.block_size:])[0][0, -1].float().cpu()
-        if not (self.logits < float('inf')).all(): raise ValueError(f'the logits of this model hold {self.logits.max().item()}: expected finite weights in the model')
+        check_number('temperature', temperature, 0, 3)
+        check_count('seed', seed, 0, 2**32-1)
+        with torch.no_grad(), evaluating(model.modules()):
+            logits, _ = model.prefill(model.window(idx))
+        self.logits = logits[0, -1].float().cpu()
+        if not (self.logits < float('inf')).all():
+            worst = self.logits.max().item()
+            raise ValueError(f'the logits of this model hold {worst}: expected finite weights in the model')
         self.probabilities = probabilities(self.logits, temperature, top_k, top_p)
         names = [_label((tokenizer or model.tokenizer).decode([i])) for i in range(len(self.logits))]
-        self.data = {'kind': 'probabilities', 'tokens': names, 'text': tokens, 'logits': _packed(self.logits, '<f4'), 'seed': seed}
-        self.chosen = {'temperature': float(temperature), 'top_k': top_k, 'top_p': None if top_p == 1 else top_p, 'draw': 1}
+        self.data = {'kind': 'probabilities', 'tokens': names, 'text': tokens, 'seed': seed,
+                     'logits': _packed(self.logits, '<f4')}
+        self.chosen = {'temperature': float(temperature), 'top_k': top_k,
+                       'top_p': None if top_p == 1 else top_p, 'draw': 1}
 
     def __repr__(self): return f'TokenProbabilities of {len(self.logits)} tokens'
 
@@ -401,9 +485,10 @@ class LiveTraining:
         steps:int, # how many steps the run will take
         every:float=2., # seconds between two pictures
     ):
-        _check_whole('steps', steps, 1, 2**63-1)
-        if not isinstance(every, (int, float)) or not every >= 0: raise ValueError(f'every is {every!r}: expected a number of at least 0')
-        self.steps, self.every, self.losses, self.history, self.shown, self.output = steps, every, {}, [], 0., None
+        check_count('steps', steps, 1, 2**63-1)
+        check_number('every', every)
+        self.steps, self.every = steps, every
+        self.losses, self.history, self.shown, self.output = {}, [], 0., None
 
     def __call__(self,
         run, # the `Trainer`
@@ -412,15 +497,19 @@ class LiveTraining:
         self.losses[run.step], self.history = run.loss, run.history
         if perf_counter() - self.shown < self.every and run.step < self.steps: return
         left = max(0, run.seconds*(self.steps/run.step - 1))
-        self.title = f'step {run.step:,} of {self.steps:,}: loss {run.loss:.2f}' + (f', {left:.0f} s to go' if left else '')
-        self._show({'image/png': base64.b64encode(_picture(self._draw, (7.5, 3))).decode(), 'text/plain': f'step {run.step} of {self.steps}, loss {run.loss:.3f}'})
+        to_go = f', {left:.0f} s to go' if left else ''
+        self.title = f'step {run.step:,} of {self.steps:,}: loss {run.loss:.2f}{to_go}'
+        self._show({'image/png': base64.b64encode(_picture(self._draw, (7.5, 3))).decode(),
+                    'text/plain': f'step {run.step} of {self.steps}, loss {run.loss:.3f}'})
         self.shown = perf_counter()
 
 # %% ../nbs/widgets.ipynb #b1d0e581
 @patch
 def _show(self:LiveTraining, bundle):
     try: from IPython.display import display
-    except ImportError: raise ImportError('LiveTraining draws in a notebook, and IPython is not here; without a callback, train prints its progress') from None
+    except ImportError:
+        raise ImportError('LiveTraining draws in a notebook, and IPython is not here; '
+                          'without a callback, train prints its progress') from None
     if self.output is None: self.output = display(bundle, raw=True, display_id=True)
     else: self.output.update(bundle, raw=True)
 
@@ -428,7 +517,8 @@ def _show(self:LiveTraining, bundle):
 def _draw(self:LiveTraining, fig):
     ax, step = fig.subplots(), max(self.losses)
     ax.plot(list(self.losses), list(self.losses.values()), lw=.6, color=_PREFILL, label='training batch')
-    ax.plot([h['step'] for h in self.history], [h['val_loss'] for h in self.history], 'o-', color=_DECODE, label='validation')
+    steps, losses = [h['step'] for h in self.history], [h['val_loss'] for h in self.history]
+    ax.plot(steps, losses, 'o-', color=_DECODE, label='validation')
     ax.axvspan(step, self.steps, color='#f2f2f2', lw=0)                       # what is still to come
     ax.set(xlim=(0, self.steps), ylim=(0, None), xlabel='step', ylabel='loss in nats', title=self.title)
     ax.legend()

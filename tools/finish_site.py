@@ -1,20 +1,26 @@
-"Finish the site that Quarto wrote: no page asks another host for anything, and links into the site stay in the site."
+"Finish the site that Quarto wrote: no page asks another host, and links into the site stay in the site."
 import re, sys
 from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-UNUSED = re.compile(r'''<script\b[^>]*(?:src="https://cdn\.jsdelivr\.net/npm/(?:requirejs|jquery)@[^>]*>|>define\('jquery'[^<]*)</script>\s*''') # on every page with an HTML output; ours need neither
-PRIVATE = re.compile(r'<a\b[^>]*\bhref="[^"]*#_[^"]*"[^>]*>(.*?)</a>', re.S)    # nbdev links a name that begins with _ to an entry that is not there
+# on every page with an HTML output; ours need neither
+UNUSED = re.compile(r'''<script\b[^>]*(?:src="https://cdn\.jsdelivr\.net/npm/(?:requirejs|jquery)@[^>]*>'''
+                    r'''|>define\('jquery'[^<]*)</script>\s*''')
+# nbdev links a name that begins with _ to an entry that is not there
+PRIVATE = re.compile(r'<a\b[^>]*\bhref="[^"]*#_[^"]*"[^>]*>(.*?)</a>', re.S)
 FIGURE = re.compile(r'<figure\b[^>]*>(?:(?!</figure>).)*?</figure>', re.S)
-ASKS = re.compile(r'<(?:script|img|iframe|source|audio|video|embed)\b[^>]*\bsrc="(?:https?:)?//[^"]*|<link\b[^>]*\brel="(?:stylesheet|preload|icon)"[^>]*\bhref="(?:https?:)?//[^"]*|(?:@import\s*|\burl\()(?:url\()?["\']?(?:https?:)?//[^)"\']*')
+ASKS = re.compile(r'<(?:script|img|iframe|source|audio|video|embed)\b[^>]*\bsrc="(?:https?:)?//[^"]*'
+                  r'|<link\b[^>]*\brel="(?:stylesheet|preload|icon)"[^>]*\bhref="(?:https?:)?//[^"]*'
+                  r'|(?:@import\s*|\burl\()(?:url\()?["\']?(?:https?:)?//[^)"\']*')
 
 def captioned(m): # a figure; where its picture has no alt text, the caption is one
     caption = re.search(r'<figcaption[^>]*>(.*?)</figcaption>', m[0], re.S)
     text = re.sub(r'<[^>]+>', '', caption[1]).strip().replace('"', '&quot;') if caption else ''
     return re.sub(r'<img (?![^>]*\balt=)', lambda _: f'<img alt="{text}" ', m[0]) if text else m[0]
 
-def unnested(text, home): return re.sub(rf'\[((?:<code>)?[^\]\s]+)\]\({re.escape(home)}[^)\s<]*\)', r'\1', text)  # nbdev links a name inside a link once more
+def unnested(text, home): # nbdev links a name inside a link once more
+    return re.sub(rf'\[((?:<code>)?[^\]\s]+)\]\({re.escape(home)}[^)\s<]*\)', r'\1', text)
 
 def finish(
     html:str, # a page as Quarto wrote it
