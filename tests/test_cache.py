@@ -175,11 +175,15 @@ def test_a_pass_that_fails_anywhere_leaves_the_cache_as_before_it_or_as_after_it
         for r, n in enumerate(held): assert close(got[r], model.prefill(x[r:r+1, :n+T])[0][0, n:])
     assert cache.lengths == after
 
-def test_a_pass_through_a_cache_keeps_no_graph():
+def test_a_pass_through_a_cache_keeps_no_graph_and_says_so_to_whoever_wants_a_loss():
     model, cache, x = small_model(), KVCache(small_model().config, 2), tokens(2, 8)
-    logits, loss = model.prefill(x[:, :4], x[:, 1:5], cache=cache)
-    assert not logits.requires_grad and not loss.requires_grad and not any(t.requires_grad
-        for t in cache.kv) and torch.is_grad_enabled()
+    logits, _ = model.prefill(x[:, :4], cache=cache)
+    assert not logits.requires_grad and not any(t.requires_grad for t in cache.kv) and torch.is_grad_enabled()
+    with pytest.raises(ValueError, match='keeps no gradients'):
+        model.prefill(x[:, 4:7], x[:, 5:8], cache=cache)
+    cache.reset()
+    with torch.no_grad(): loss = model.prefill(x[:, :4], x[:, 1:5], cache=cache)[1]
+    assert loss.isfinite()
 
 @quick
 @given(models(), st.data())

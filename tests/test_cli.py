@@ -34,7 +34,9 @@ def fails(capsys, *words):
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 def process(*words):
-    return subprocess.Popen([sys.executable, '-m', 'tinylm', *words], text=True, env=ENV,
+    # a shell may hand it down as ignored
+    own = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen([sys.executable, '-m', 'tinylm', *words], text=True, env=ENV, preexec_fn=own,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 def wait_for(path, proc, seconds=120):

@@ -245,3 +245,28 @@ def test_a_prompt_that_does_not_fit_is_refused(prompt):
 def test_measurements_that_make_no_sense_are_refused_before_the_first(bad, says, monkeypatch):
     monkeypatch.setattr(Machine, 'measure', lambda: pytest.fail('it began to measure'))
     with pytest.raises(ValueError, match=says): benchmark(small_model(block_size=16), 4, **bad)
+
+# --- numbers at the edge, files that are none
+
+@pytest.mark.parametrize('change',
+    [dict(seconds='ab'), dict(seconds=[None]*4), dict(seconds=[float('nan')]*4), dict(tokens=5),
+     dict(tokens=[1.5]*4),
+    dict(tokens=[-1]*4), dict(costs=[{'flops': 'x'}]*4), dict(costs=[{}]), dict(seconds=[.1]),
+    dict(costs=None)], ids=str)
+def test_a_file_that_is_no_timeline_is_refused_by_name(tmp_path, change):
+    path = tmp_path/'t.json'
+    Timeline.record(small_model(), tokens(1, 3), 4).save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match='t.json is not a timeline'): Timeline.load(path)
+
+def test_what_is_no_json_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match='not finite'):
+        Timeline([float('inf')], [Ledger()], [1]).save(tmp_path/'t.json')
+    assert list(tmp_path.iterdir()) == []
+
+def test_nothing_has_no_intensity(): assert Ledger().intensity == 0
+
+@pytest.mark.parametrize('percent', [0, 100, 50.5, True])
+def test_percentiles_at_and_past_the_edges_are_refused(percent):
+    with pytest.raises(ValueError, match=f'percent is {percent}'):
+        Timeline([1.]*5, [Ledger()]*5, [0]*5).tpot(percent)

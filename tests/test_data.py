@@ -383,3 +383,17 @@ def test_a_batch_of_nothing_is_refused(bad):
         get_batch(torch.arange(9), bad, 4)
     with pytest.raises(ValueError, match=f'block_size is {bad}: expected a whole number'):
         get_batch(torch.arange(9), 4, bad)
+
+# --- text that is none
+
+@pytest.mark.parametrize('encoding', ['utf-16-le', 'utf-16-be', 'utf-32-le', 'utf-32-be'])
+def test_text_of_another_width_without_a_mark_is_refused(tmp_path, encoding):
+    (tmp_path/'text.txt').write_bytes('The cat sat on the mat.\n'.encode(encoding))
+    with pytest.raises(ValueError, match='text.txt is not UTF-8 text: character . is NUL'):
+        load_corpus(tmp_path/'text.txt')
+
+@quick
+@given(st.text(), st.characters(min_codepoint=0xd800, max_codepoint=0xdfff, whitelist_categories=['Cs']),
+       st.text())
+def test_half_a_character_is_no_token(before, half, after):
+    with pytest.raises(ValueError, match='half a character'): CharTokenizer(before + half + after)

@@ -6,7 +6,8 @@ from helpers import models, quick, seeded, small_model, tokens
 from hypothesis import given, strategies as st
 from torch.nn import functional as F
 
-from tinylm import PhaseCost, Sampling, compare_phases, decoding, phase_gap, phase_invariant, phase_table
+from tinylm import NGramDrafter, PhaseCost, Sampling, compare_phases, decoding
+from tinylm import phase_gap, phase_invariant, phase_table
 from tinylm import probabilities, sample
 
 def naive(model, idx, n, generator):
@@ -252,3 +253,20 @@ def test_the_table_shows_both_phases():
     table = phase_table([PhaseCost('prefill', 1, 256, .5), PhaseCost('decode', 64, 64, 2.)])
     assert [line.split() for line in table.splitlines()[1:]] == [['prefill', '256', '1', '256', '500.0',
         '512'], ['decode', '64', '64', '1', '2000.0', '32']]
+
+# --- numbers that are none
+
+@quick
+@given(models(), st.sampled_from([float('nan'), float('inf')]), st.data())
+def test_weights_that_are_no_numbers_never_become_text(model, bad, data):
+    "Whichever weight it is, and whichever way the text is written."
+    weight = data.draw(st.sampled_from(list(model.parameters())))
+    with torch.no_grad(): weight.flatten()[data.draw(st.integers(0, weight.numel()-1))] = bad
+    idx = tokens(1, 2)
+    with torch.no_grad(): reached = not model.prefill(idx)[0][:, -1].amax(-1).isfinite().all()
+    # a token or a position that this text has not
+    if not reached: return
+    for how in (dict(), dict(use_cache=False), dict(temperature=0), dict(drafter=NGramDrafter(1)),
+                dict(drafter=NGramDrafter(1), temperature=0)):
+        with pytest.raises(ValueError, match='nan or infinity: expected finite weights'):
+            model.decode(idx, 3, **how)

@@ -347,7 +347,7 @@ def test_a_pass_that_fails_anywhere_changes_nothing_that_counts(shape, k, n, how
 def test_chunks_through_a_cache_have_the_loss_of_one_prefill():
     model, x, y = small_model(), tokens(2, 8), tokens(2, 8, seed=1)
     cache = ListCache(model.config, 2)
-    losses = [model(a, b, cache=cache)[1] for a, b in zip(x.split(2, 1), y.split(2, 1))]
+    with torch.no_grad(): losses = [model(a, b, cache=cache)[1] for a, b in zip(x.split(2, 1), y.split(2, 1))]
     assert torch.allclose(sum(losses)/4, model(x, y)[1], atol=1e-5)
 
 @pytest.mark.parametrize('x, y',
@@ -664,3 +664,21 @@ def test_no_module_can_run_code_from_a_file():
                         & set(names)), path
             assert not (isinstance(node, ast.Attribute) and ast.unparse(node) in ('torch.load',
                 'torch.save')), path
+
+@pytest.mark.parametrize('kinds',
+    [[torch.float8_e4m3fn], [torch.float32, torch.bfloat16], [torch.float64, torch.float16, torch.float32]])
+def test_a_file_of_odd_or_mixed_types_is_refused_by_name(tmp_path, kinds):
+    path = tmp_path/'m.safetensors'
+    small_model().save_safetensors(path)
+    tensors, metadata = tinylm.read_safetensors(path)
+    save_file({k: t.to(kinds[i % len(kinds)]) for i, (k, t) in enumerate(tensors.items())}, path, metadata)
+    for load in (LanguageModel.from_safetensors, small_model().load_safetensors):
+        with pytest.raises(ValueError, match='m.safetensors holds .*(16 to 64 bits|several types)'):
+            load(path)
+
+@pytest.mark.parametrize('shape',
+    [dict(vocab_size=2**31-1, n_embd=2**31-4), dict(block_size=2**31-1, n_embd=2**30),
+     dict(n_inner=2**31-1, n_embd=2**30)])
+def test_sizes_that_overflow_are_refused_with_their_names(shape):
+    with pytest.raises(ValueError, match='n_embd .* a matrix of .* parameters or more'):
+        LMConfig(n_head=1, **shape)

@@ -189,6 +189,22 @@ def test_the_version_has_one_source():
 def test_every_flag_of_a_dataclass_is_explained():
     assert {f.name for f in [*cli._SHAPE, *cli._RECIPE]} == cli._ABOUT.keys()
 
+def test_the_source_distribution_builds_and_holds_what_it_needs(tmp_path):
+    pytest.importorskip('setuptools')
+    for name in ('settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT/name, tmp_path/name)
+    shutil.copytree(ROOT/'tinylm', tmp_path/'tinylm', ignore=shutil.ignore_patterns('__pycache__'))
+    build = lambda call, where: subprocess.run([sys.executable, '-c',
+        f'from setuptools import build_meta as b; print(b.{call}("."))'], cwd=where, check=True,
+        capture_output=True)
+    build('build_sdist', tmp_path)
+    archive, = tmp_path.glob('tinylm-*.tar.gz')
+    shutil.unpack_archive(archive, tmp_path/'out')
+    unpacked, = (tmp_path/'out').iterdir()
+    build('prepare_metadata_for_build_wheel', unpacked)
+    assert {p.name for p in (unpacked/'tinylm'/'static').iterdir()} == {p.name
+        for p in (ROOT/'tinylm'/'static').iterdir()}
+
 # --- README and site
 
 def test_readme_is_the_home_page(): assert (ROOT/'README.md').read_text() == readme(), 'run `make export`'

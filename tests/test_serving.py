@@ -434,3 +434,91 @@ def test_a_failed_step_is_done_again(monkeypatch, place):
         check_books(engine)
     assert hits > 2 and [j.ids for j in jobs] == [solo(MODEL, j.request) for j in jobs]
     check_empty(engine)
+
+# --- several listeners, requests that fail, memory that is bounded
+
+def broken(place):
+    "Finite weights, and no finite logits for texts that reach this position."
+    model = small_model()
+    with torch.no_grad(): model.pos_emb.weight[place] = 3e38*(-1)**torch.arange(model.config.n_embd)
+    return model
+
+@pytest.mark.parametrize('seed', range(20))
+def test_streams_of_one_engine_give_each_listener_all_of_its_own(seed):
+    "Opened, asked, left and mixed with `generate` in any order."
+    rng, engine = random.Random(seed), Engine(MODEL, slots=2, budget=5, size=3)
+    wanted = [[prompt(rng.randint(1, 6), 10*seed + i) for i in range(rng.randint(1, 3))] for _ in range(4)]
+    streams = {k: engine.stream(ps, max_new_tokens=6, temperature=0) for k, ps in enumerate(wanted)}
+    got, left = {k: [list(p) for p in ps] for k, ps in enumerate(wanted)}, rng.randrange(4)
+    while streams:
+        k = rng.choice(list(streams))
+        if k == left and rng.random() < .2: streams.pop(k).close(); continue
+        if rng.random() < .1:
+            out = engine.generate([[1, 2]], max_new_tokens=3, temperature=0)[0].tolist()
+            assert out == solo(MODEL, Request([1, 2], 3, temperature=0))
+        new = next(streams[k], None)
+        if new is None: del streams[k]
+        else: got[k][new[0]].append(new[1])
+    for k, ps in enumerate(wanted):
+        for p, ids in zip(ps, got[k]):
+            want = solo(MODEL, Request(p, 6, temperature=0))
+            assert ids == (want[:len(ids)] if k == left else want)
+    check_empty(engine)
+
+def test_a_stream_that_nobody_listens_to_queues_nothing():
+    engine = Engine(MODEL)
+    engine.stream([prompt(3)], max_new_tokens=4).close(); engine.stream([prompt(3)], max_new_tokens=4)
+    assert not engine.busy and engine.jobs == []
+
+@pytest.mark.parametrize('seed', range(6))
+def test_a_request_that_meets_nan_fails_alone_and_says_why(seed):
+    rng, model = random.Random(seed), broken(9)
+    engine = Engine(model, slots=3, budget=rng.randint(4, 12), size=rng.randint(1, 4), n_pages=40)
+    lengths = [rng.choice([2, 3, 11, 13]) for _ in range(8)]
+    jobs = [engine.add(Request(prompt(n, i), 4, temperature=rng.choice([0, 1]), seed=i)) for i,
+            n in enumerate(lengths)]
+    while engine.busy: engine.step()
+    for job, n in zip(jobs, lengths):
+        if n > 9: assert job.state == 'failed' and 'not finite' in job.error and job.new == []
+        else: assert job.state == 'finished' and job.ids == solo(model, job.request)
+    check_empty(engine)
+    with pytest.raises(ValueError, match='request 8 failed: its logits are not finite'):
+        engine.generate([prompt(12)], max_new_tokens=2)
+    # in pages that held nan
+    good = engine.generate([prompt(3)], max_new_tokens=4, temperature=0)[0].tolist()
+    assert good == solo(model, Request(prompt(3), 4, temperature=0))
+
+@pytest.mark.parametrize('keep', [1, 3])
+def test_history_bounds_what_is_kept_and_numbers_go_on(keep):
+    engine = Engine(MODEL, slots=2, history=keep)
+    for i in range(6):
+        job = engine.add(Request(prompt(2, i), 3, temperature=0))
+        while engine.busy: engine.step()
+        assert job.number == i and len(engine.jobs) <= keep and len(engine.trace) <= keep
+    assert engine.trace[-1]['step'] == 17 and engine.record()['requests'][-1]['number'] == 5
+    with pytest.raises(ValueError, match='history is 0'): Engine(MODEL, history=0)
+
+def test_the_queue_stands_in_order_of_any_policy():
+    engine = Engine(MODEL, slots=1, budget=4, policy=shortest_first)
+    jobs = [engine.add(Request(prompt(n), n, temperature=0)) for n in (5, 2, 7, 2, 3)]
+    assert engine.scheduler.waiting == engine.scheduler.ranked(jobs)
+    while engine.busy:
+        engine.step(); assert engine.scheduler.waiting == engine.scheduler.ranked(engine.scheduler.waiting)
+
+def other_data(m): m.blocks[0].mlp.up.weight.data = m.blocks[0].mlp.up.weight.data*2
+def copied(m): m.norm.bias.data.copy_(m.norm.bias.data + 1)
+def in_place(m): m.tok_emb.weight.data[3] += 1
+def loaded(m): m.load_state_dict({k: v*2 for k, v in m.state_dict().items()}, assign=True)
+def vector(m):
+    torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(m.parameters())*2, m.parameters())
+def replaced(m): m.norm.weight = torch.nn.Parameter(m.norm.weight*2)
+
+@pytest.mark.parametrize('change', [other_data, copied, in_place, loaded, vector, replaced])
+def test_weights_that_change_in_any_way_are_noticed_by_the_next_request(change):
+    model = small_model()
+    engine = Engine(model, size=2)
+    engine.generate([prompt(6)], max_new_tokens=4, temperature=0)
+    with torch.no_grad(): change(model)
+    for ask in (lambda: engine.add(Request(prompt(6), 4)),
+                lambda: engine.stream([prompt(6)], max_new_tokens=4)):
+        with pytest.raises(ValueError, match='the weights have changed'): ask()

@@ -426,3 +426,39 @@ def test_the_course_model_is_trained_once_and_again_when_the_recipe_changes(tmp_
     assert len(runs) == 2
     course_path().write_bytes(b'broken')
     with pytest.raises(ValueError, match='remove it, and it is made anew'): course_model()
+
+# --- models that cannot be trained as they are, and runs that somebody else is writing
+
+@pytest.mark.parametrize('frozen', [('tok_emb',), ('blocks.0', 'norm'), ('pos_emb', 'blocks.0.mlp')])
+def test_a_frozen_part_stays_as_it_is_and_its_run_can_be_resumed(tmp_path, frozen):
+    def make(seed=0):
+        m = model(seed)
+        for part in frozen: m.get_submodule(part).requires_grad_(False)
+        return m
+    m, out = make(), tmp_path/'m.safetensors'
+    before = {k: v.clone() for k, v in m.state_dict().items()}
+    def stop(run):
+        if run.step == 7: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): train(m, TEXT, TEXT, RECIPE, out=out, callback=stop)
+    train(again := make(3), TEXT, TEXT, RECIPE, out=out, resume=True, callback=quiet)
+    for k, v in again.state_dict().items(): assert torch.equal(v, before[k]) == k.startswith(frozen), k
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: torch.compile(model(), backend='eager'), 'expected a LanguageModel that is not compiled'),
+    (lambda: (m := model(), m.compile(backend='eager'))[0], 'the model is compiled'),
+    (lambda: model().requires_grad_(False), 'all parameters of the model are frozen'),
+    (lambda: torch.nn.Linear(2, 2), 'model is Linear')])
+def test_what_cannot_be_trained_is_refused_before_the_first_step(make, says):
+    with pytest.raises(ValueError, match=says): Trainer(make(), TEXT, TEXT, RECIPE)
+
+def test_a_run_belongs_to_the_process_that_writes_it(tmp_path):
+    out, tries = tmp_path/'m.safetensors', []
+    def second(run):
+        if run.step == 6:
+            with pytest.raises(ValueError, match='m.safetensors is being written by another process'):
+                train(model(), TEXT, TEXT, RECIPE, out=out, resume=True, callback=quiet)
+            tries.append(1)
+    train(model(), TEXT, TEXT, RECIPE, out=out, callback=second)
+    assert tries and sorted(p.name for p in tmp_path.iterdir()) == ['m.safetensors', 'm.training.safetensors']
+    # and to nobody afterwards
+    train(model(), TEXT, TEXT, RECIPE, out=out, resume=True, callback=quiet)

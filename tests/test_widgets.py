@@ -413,3 +413,37 @@ def test_saved_widgets_hold_the_drawing_of_today():
                 with_widget.add(path.stem)
                 assert drawing in html, f'run {path.name} again'
     assert {'01_attention', '04_decode', '05_kv_cache', 'widgets'} <= with_widget
+
+# --- pictures that nothing of the user's can break, and that stay small
+
+@pytest.mark.parametrize('setting',
+    [{'text.usetex': True}, {'axes.facecolor': 'red'}, {'font.size': 40},
+     {'axes.formatter.use_locale': True}])
+def test_no_setting_of_the_user_changes_a_picture(setting):
+    import matplotlib
+    plain = AttentionMap.from_weights(torch.eye(4)[None, None], 'abcd')._fallback()
+    with matplotlib.rc_context(setting):
+        assert AttentionMap.from_weights(torch.eye(4)[None, None], 'abcd')._fallback() == plain
+
+def test_a_map_that_would_be_a_huge_page_is_refused_with_its_size():
+    weights = torch.eye(500).expand(12, 12, 500, 500)
+    with pytest.raises(ValueError, match='500 tokens in 12 layers of 12 heads is a page of 48 MB: expected '
+                                         'at most 20 MB'):
+        AttentionMap.from_weights(weights, 'x'*500)
+
+def test_a_long_timeline_is_drawn_with_few_objects():
+    from matplotlib.figure import Figure
+    def objects(n):
+        fig = Figure()
+        DecodeTimeline(Timeline([.1]*n, [Ledger(1, 2, 3, 4)]*n, [0]*n))._draw(fig)
+        return sum(len(ax.patches) + len(ax.collections) for ax in fig.axes)
+    assert objects(200) == 400 and objects(201) == objects(3000) == 2
+
+def test_live_training_shows_its_words_where_there_is_no_picture(monkeypatch):
+    said = []
+    monkeypatch.setattr('tinylm.widgets._picture', lambda *_: b'')
+    monkeypatch.setattr(LiveTraining, '_show', lambda self, bundle: said.append(bundle))
+    ids = torch.randint(8, (200,))
+    train(small(), ids, ids, TrainConfig(steps=2, batch_size=2, eval_windows=1),
+          callback=LiveTraining(2, every=0))
+    assert len(said) == 2 and all(b.keys() == {'text/plain'} for b in said)

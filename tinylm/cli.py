@@ -7,7 +7,7 @@ __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #d86cd208
 import argparse, json, os, signal, sys, threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from math import inf
 from pathlib import Path
@@ -233,32 +233,64 @@ def _parser():
 
 # %% ../nbs/cli.ipynb #c11d001a
 @contextmanager
-def _polite():
+def _polite(for_good):
+    "SIGTERM and a closed terminal are as good as Ctrl-C, and once is enough: the next ones are ignored."
     if threading.current_thread() is not threading.main_thread():
         yield                                # only the main thread may speak of signals
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    names = [s for s in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, s)]
+    before = {s: signal.getsignal(s) for s in map(signal.Signals.__getitem__, names)}
+    mine = [s for s, handler in before.items() if handler != signal.SIG_IGN]       # as under nohup
+    def once(*_):
+        for s in mine: signal.signal(s, signal.SIG_IGN)
+        raise KeyboardInterrupt
+    for s in mine: signal.signal(s, once)
     try: yield
-    finally: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    finally:
+        if not for_good:
+            for s in mine: signal.signal(s, before[s] or signal.SIG_DFL)
+
+# %% ../nbs/cli.ipynb #c11d0021
+def _streams():
+    "Give the process a place for what it prints, if it has none."
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace')
+
+def _give_up_stdout():
+    "Nothing more can be printed: neither now nor at the end of Python."
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+def _run(args):
+    args.run(args)
+    sys.stdout.flush()
+    return 0
 
 # %% ../nbs/cli.ipynb #c11d0016
 def main(
     argv:list[str]|None=None, # the words after `tinylm`; those of the command line when not given
 )->int: # exit code: 0, 2 after an error, 130 after Ctrl-C
     "Run one command."
-    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace')
+    _streams()
     command = None
-    try:
-        args = _parser().parse_args(argv)
-        command = args.command
-        with _polite(): args.run(args)
-        return 0
-    except KeyboardInterrupt as e: return _complain(e if e.args else 'stopped', 130)
-    except BrokenPipeError:
-        # the reader has left; nothing more to say to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if command == 'generate' else _complain('nobody reads the output any more', 2)
-    except (ValueError, OSError, RuntimeError, MemoryError) as e: return _complain(e, 2)
+    with _polite(for_good=argv is None):
+        try:
+            args = _parser().parse_args(argv)
+            command = args.command
+            return _run(args)
+        except SystemExit as e: raise SystemExit(_ended(e.code)) from None         # after --help
+        except KeyboardInterrupt as e: return _complain(e if e.args else 'stopped', 130)
+        except BrokenPipeError:                            # the reader has left; nothing more to say to it
+            _give_up_stdout()
+            return 0 if command == 'generate' else _complain('nobody reads the output any more', 2)
+        except (ValueError, OSError, RuntimeError, MemoryError) as e: return _ended(_complain(e, 2))
+
+def _ended(code):
+    "The last words go out, or are given up."
+    try: sys.stdout.flush()
+    except (OSError, ValueError): _give_up_stdout()
+    return code
 
 # %% ../nbs/cli.ipynb #c11d0018
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

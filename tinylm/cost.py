@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .cache import KVCache
-from .core import check_count, write_atomic
+from .core import check_count, check_number, write_atomic
 from .model import LanguageModel, LMConfig
 from .training import evaluating
 
@@ -43,7 +43,7 @@ def n_bytes(self:Ledger)->int:
 @patch(as_prop=True)
 def intensity(self:Ledger)->float:
     "FLOPs for each byte."
-    return self.flops/self.n_bytes
+    return self.flops/self.n_bytes if self.n_bytes else 0.
 
 # %% ../nbs/06_cost.ipynb #25913655
 def _numbers(config, part, matrices=False):
@@ -199,7 +199,19 @@ def save(self:Timeline,
     path, # the JSON file to write
 ):
     "Write the timeline as JSON, entirely or not at all."
-    write_atomic(path, [json.dumps(asdict(self)).encode()])
+    try: text = json.dumps(asdict(self), allow_nan=False)
+    except ValueError:
+        raise ValueError('the timeline holds a number that is not finite, and JSON has none') from None
+    write_atomic(path, [text.encode()])
+
+# %% ../nbs/06_cost.ipynb #da060010
+def _timeline(cls, data):
+    "A timeline from what JSON gave, or an error of some kind."
+    line = cls(data['seconds'], [Ledger(**c) for c in data['costs']], data['tokens'])
+    if not len(line.seconds) == len(line.costs) == len(line.tokens): raise ValueError
+    for s in line.seconds: check_number('seconds', s)
+    for n in [*line.tokens, *(n for c in line.costs for n in vars(c).values())]: check_count('a count', n, 0)
+    return line
 
 # %% ../nbs/06_cost.ipynb #c0570615
 @patch(cls_method=True)
@@ -208,7 +220,5 @@ def load(cls:Timeline,
 )->Timeline:
     "Read a timeline back."
     with open(path, encoding='utf-8') as f: text = f.read()
-    try:
-        data = json.loads(text)
-        return cls(data['seconds'], [Ledger(**c) for c in data['costs']], data['tokens'])
+    try: return _timeline(cls, json.loads(text))
     except (KeyError, TypeError, ValueError): raise ValueError(f'{path} is not a timeline') from None

@@ -34,6 +34,8 @@ class CharTokenizer:
         text:str, # any text that holds every character of the vocabulary
     ):
         if not text: raise ValueError('a vocabulary needs at least one character, got an empty text')
+        half = next((c for c in text if '\ud800' <= c <= '\udfff'), None)
+        if half: raise ValueError(f'{half!r} is half a character (a surrogate): no file can keep it')
         self.chars = ''.join(sorted(set(text)))
         self._ids = {c: i for i, c in enumerate(self.chars)}
 
@@ -131,11 +133,13 @@ def _shakespeare(timeout):
 
 def _text_file(path):
     kinds = "'python-docs', 'shakespeare' or the path of a UTF-8 text file"
-    try: return path.read_text(encoding='utf-8').removeprefix('\ufeff')
+    try: text = path.read_text(encoding='utf-8').removeprefix('\ufeff')
     except FileNotFoundError: raise FileNotFoundError(f'no corpus {str(path)!r}: expected {kinds}') from None
     except IsADirectoryError: raise ValueError(f'{path} is a folder: expected a UTF-8 text file') from None
     except UnicodeDecodeError as e:
         raise ValueError(f'{path} is not UTF-8 text: byte {e.start} is {e.object[e.start]:#04x}') from None
+    if '\0' not in text: return text
+    raise ValueError(f'{path} is not UTF-8 text: character {text.index(chr(0))} is NUL (is it UTF-16?)')
 
 # %% ../nbs/00_data.ipynb #0ea7f73c
 def load_corpus(

@@ -68,6 +68,9 @@ def _check_config(c):
         check = (True, False, None) if name == 'qkv_bias' else (True, False)
         if not any(getattr(c, name) is x for x in check):
             raise ValueError(f'{name} is {shown(getattr(c, name))}: expected True or False')
+    if max(c.vocab_size, c.block_size, c.n_wide, 3*c.n_embd)*c.n_embd >= 2**60:
+        raise ValueError(f'n_embd {c.n_embd} with vocab_size {c.vocab_size}: a matrix of 2**60 parameters or '
+                         f'more')
     check_number('dropout', c.dropout, 0, 1, below=True)
     for name in ('rope_theta', 'norm_eps'): check_number(name, getattr(c, name), above=True)
     for name, only in (('rope_scaling', None), ('qk_norm', False)):
@@ -296,7 +299,10 @@ def prefill(self:LanguageModel,
     if targets is not None: _check_targets(targets, idx, self.config.vocab_size)
     # PREFILL PHASE: every position of idx is computed at the same time
     with self.begin(idx, cache) as p: logits = self.logits(p.hidden(self, idx))
-    loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten().long())
+    if targets is None: return logits, None
+    if torch.is_grad_enabled() and self.tok_emb.weight.requires_grad and not logits.requires_grad:
+        raise ValueError('a pass through a cache keeps no gradients: use torch.no_grad(), or no cache')
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten().long())
     return logits, loss
 
 # %% ../nbs/02_model.ipynb #1700e87c
@@ -384,14 +390,19 @@ def _read_model_file(path):
                          f'wrote ({shown(str(e))})') from None
 
 # %% ../nbs/02_model.ipynb #67c3b743
+_FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
 def _check_tensors(path, tensors, model):
     want, got = ({k: tuple(t.shape) for k, t in ts.items()} for ts in (model.state_dict(), tensors))
     for name in sorted(want.keys() | got.keys()):
         if want.get(name) != got.get(name):
             raise ValueError(f'{path} holds {shown(name)} with shape {got.get(name)}: expected '
                              f'{want.get(name)}')
-        if not tensors[name].is_floating_point():
-            raise ValueError(f'{path} holds {name} as {tensors[name].dtype}: expected floating-point numbers')
+        if tensors[name].dtype not in _FLOATS:
+            raise ValueError(f'{path} holds {name} as {tensors[name].dtype}: expected floating-point numbers '
+                             f'of 16 to 64 bits')
+    if len(kinds := {str(t.dtype) for t in tensors.values()}) > 1:
+        raise ValueError(f'{path} holds numbers of several types ({", ".join(sorted(kinds))}): expected one')
 
 # %% ../nbs/02_model.ipynb #e23e99be
 @patch

@@ -146,6 +146,17 @@ class PagedKVCache(Pages):
         self.config, layers = config, range(config.n_layer)
         self.kv = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
 
+    def reserve(self,
+        row:Row, # the text that grows
+        n:int, # by how many tokens
+    )->bool: # whether the pool had room
+        "As in `Pages`; new pages are clean: a mask multiplies by zero, and zero times nan is nan."
+        held = len(row.pages)
+        done = super().reserve(row, n)
+        if new := row.pages[held:]:
+            for pool in self.kv: pool[new] = 0
+        return done
+
     @property
     def n_bytes(self)->int:
         "Memory of the pool in bytes, counted."

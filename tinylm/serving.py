@@ -7,8 +7,10 @@ __all__ = ['Request', 'Job', 'first_come', 'shortest_first', 'Scheduler', 'Engin
 
 # %% ../nbs/10_batching.ipynb #1a0a0004
 import json
+from bisect import insort
 from dataclasses import dataclass, field
 from itertools import accumulate
+from math import inf
 from time import perf_counter
 
 import torch
@@ -73,7 +75,8 @@ class Job:
     number:int # in order of arrival
     window:int # the longest text that the model can read
     ids:list # prompt and all tokens written so far
-    state:str='waiting' # or 'running', 'finished', 'cancelled'
+    state:str='waiting' # or 'running', 'finished', 'cancelled', 'failed'
+    error:str='' # why it failed
     row:Row|None=None # its place in the pool while it runs
     slot:int|None=None # its place in the batch, kept for pictures
     preempted:int=0 # how often it had to make room
@@ -141,16 +144,24 @@ class Scheduler:
         budget:int=128, # tokens that a step may read, more than slots
         policy=first_come, # a job's rank: the smaller, the earlier
         window:int=2**31, # the longest text that the model can read
+        history:int|None=None, # keep so many of the last steps and ended jobs; all when not given
     ):
         self.pages, self.slots, self.policy = pages, check_count('slots', slots), policy
-        self.budget, self.window = check_count('budget', budget, slots+1), window
-        self.waiting, self.running, self.events, self.jobs, self.trace = [], [], [], [], []
+        self.budget, self.window, self.history = check_count('budget', budget, slots+1), window, history
+        self.waiting, self.running, self.events, self.jobs, self.trace = [], [], [], [], [] # waiting: ranked
+        self.n_jobs, self.n_steps = 0, 0 # since the beginning
+
+    def rank(self,
+        job:Job, # one of its jobs
+    )->tuple: # the smaller, the earlier
+        "What the policy says; ties by arrival."
+        return self.policy(job), job.number
 
     def ranked(self,
         jobs:list, # some of its jobs
     )->list: # best first
         "Sort by the policy; ties by arrival."
-        return sorted(jobs, key=lambda job: (self.policy(job), job.number))
+        return sorted(jobs, key=self.rank)
 
 # %% ../nbs/10_batching.ipynb #c9d5fb68
 @patch
@@ -160,9 +171,9 @@ def move(self:Scheduler,
 ):
     "Change a job's state; who stops running gives its memory back."
     if job.state == 'running': self.pages.close(job.row); job.row = None
-    for name in ('waiting', 'running'):
-        rest = [j for j in getattr(self, name) if j is not job]
-        setattr(self, name, rest + [job]*(name == state))
+    self.running = [j for j in self.running if j is not job] + [job]*(state == 'running')
+    self.waiting = [j for j in self.waiting if j is not job]
+    if state == 'waiting': insort(self.waiting, job, key=self.rank)
     job.state, self.events = state, [*self.events, (job.number, state)]
 
 # %% ../nbs/10_batching.ipynb #c9d5fb69
@@ -171,16 +182,17 @@ def add(self:Scheduler,
     request:Request, # what to write
 )->Job: # in the queue
     "Queue a request."
-    job = Job(request, len(self.jobs), self.window, list(request.ids))
-    job.at = {'arrived': (len(self.trace), perf_counter())}
-    with Undo(self, self.jobs): self.jobs.append(job); self.waiting = [*self.waiting, job]
+    job, waiting = Job(request, self.n_jobs, self.window, list(request.ids)), [*self.waiting]
+    job.at = {'arrived': (self.n_steps, perf_counter())}
+    insort(waiting, job, key=self.rank)
+    with Undo(self, self.jobs): self.jobs.append(job); self.waiting, self.n_jobs = waiting, self.n_jobs + 1
     return job
 
 # %% ../nbs/10_batching.ipynb #563e0548
 @patch
 def admit(self:Scheduler):
     "Let the best of the waiting in, while there is a slot and room for all that they have to read."
-    for job in self.ranked(self.waiting):
+    for job in self.waiting[:self.slots]:              # they stand in order
         if len(self.running) == self.slots: break
         row = self.pages.open(job.text)
         if not self.pages.reserve(row, len(job.text) - len(row.ids)): self.pages.close(row); break
@@ -225,10 +237,12 @@ def plan(self:Scheduler)->list: # (job, tokens) pairs, writers first
 @patch
 def write(self:Scheduler,
     job:Job, # who has read everything
-    token:int, # what came out
+    token:int|str, # what came out; words say why nothing can come out
 ):
-    "One more token; whoever is done leaves at once."
-    now = (len(self.trace) + 1, perf_counter())
+    "One more token; whoever is done, or cannot go on, leaves at once."
+    now = (self.n_steps + 1, perf_counter())
+    if isinstance(token, str):
+        job.error, job.at = token, {**job.at, 'ended': now}; return self.move(job, 'failed')
     job.ids, job.at = [*job.ids, token], {'first': now, **job.at}
     if job.done: self.move(job, 'finished'); job.at = {**job.at, 'ended': now}
     elif len(job.ids) > job.window: self.slide(job)
@@ -239,6 +253,16 @@ def _about(job, n): # what the trace says of a job's part in a step
     return dict(request=job.number, slot=job.slot, phase=phase, tokens=n, pages=list(job.row.pages),
                 wrote=None)
 
+# %% ../nbs/10_batching.ipynb #23470dc8
+@patch
+def forget(self:Scheduler):
+    "Drop the oldest steps and ended jobs, where `history` says how many are kept."
+    if self.history is None: return
+    ended = [job for job in self.jobs if job.state not in ('waiting', 'running')]
+    gone = set(ended[:max(0, len(ended) - self.history)])
+    self.jobs = [job for job in self.jobs if job not in gone] if gone else self.jobs
+    self.trace = self.trace[-self.history:] if len(self.trace) > self.history else self.trace
+
 # %% ../nbs/10_batching.ipynb #23470dc6
 @patch
 def step(self:Scheduler,
@@ -246,22 +270,25 @@ def step(self:Scheduler,
 )->list: # (job, token) pairs: what was written
     "Everybody in the plan goes a step further; or, if anything goes wrong, nobody."
     rows = [job.row for job in self.running]
-    with Undo(self, self.pages, self.trace, *self.waiting, *self.running, *rows):
+    with Undo(self, self.pages, self.trace, *self.waiting[:self.slots], *self.running, *rows):
         start, plan = perf_counter(), self.plan()
-        for job, _ in plan: job.at = {'started': (len(self.trace), start), **job.at}
+        for job, _ in plan: job.at = {'started': (self.n_steps, start), **job.at}
         about = {job: _about(job, n) for job, n in plan}
         written = read(plan) if plan else []
-        for job, token in written: self.write(job, token); about[job]['wrote'] = token
-        now = dict(step=len(self.trace), seconds=perf_counter() - start, passes=int(bool(plan)))
+        for job, token in written: self.write(job, token)
+        written = [(job, token) for job, token in written if not job.error]
+        for job, token in written: about[job]['wrote'] = token
+        now = dict(step=self.n_steps, seconds=perf_counter() - start, passes=int(bool(plan)))
         now |= dict(jobs=[*about.values()], events=self.events, free=len(self.pages.free),
                     waiting=[job.number for job in self.waiting])
-        self.events = []
+        self.events, self.n_steps = [], self.n_steps + 1
         self.trace.append(now)
+    self.forget()
     return written
 
 # %% ../nbs/10_batching.ipynb #91b192aa
 class Engine:
-    "Serves many requests with one model, all of them a little further at each step."
+    "Serves many requests with one model, each a little further at each step; for one thread at a time."
     def __init__(self,
         model:LanguageModel, # the model; its weights must not change while it serves
         *,
@@ -271,13 +298,15 @@ class Engine:
         size:int=16, # positions in a page
         policy=first_come, # a job's rank: the smaller, the earlier
         scheduler=Scheduler, # the class of the scheduler
+        history:int|None=None, # keep so many of the last steps and ended jobs; all when not given
     ):
         check_count('slots', slots); check_count('size', size)
+        if history is not None: check_count('history', history)
         c, weight = model.config, model.tok_emb.weight
         if n_pages is None: n_pages = slots*-(-c.block_size//size)
         self.model, self.parts, self.weights = model, list(model.modules()), _weights(model)
         self.cache = PagedKVCache(c, n_pages, size, weight.dtype, weight.device)
-        self.scheduler = scheduler(self.cache, slots, budget, policy, c.block_size)
+        self.scheduler = scheduler(self.cache, slots, budget, policy, c.block_size, history)
 
     jobs = property(lambda self: self.scheduler.jobs, doc='All jobs in order of arrival.')
     trace = property(lambda self: self.scheduler.trace, doc='A record of each step.')
@@ -309,8 +338,10 @@ def _draw_one(job, p): # (V,)
 @patch
 def _draw(self:Engine, jobs, logits):
     "The next token of each job, with its own dials and its own chance."
-    groups, tokens = {}, {}
+    groups, well = {}, (logits < inf).all(-1).tolist()                     # nan is smaller than nothing
+    tokens = {i: 'its logits are not finite: expected finite weights' for i, ok in enumerate(well) if not ok}
     for i, job in enumerate(jobs):
+        if not well[i]: continue
         s = job.request.sampling
         groups.setdefault(Sampling(s.temperature, s.top_k, s.top_p), []).append(i)
     for dials, who in groups.items():
@@ -326,12 +357,23 @@ def step(self:Engine)->list: # (job, token) pairs: what was written
         return self.scheduler.step(self._read)
 
 # %% ../nbs/10_batching.ipynb #6aadc552
-def _weights(model): return [(w, 0 if w.is_inference() else w._version) for w in model.parameters()]
+def _weights(model):
+    "All by which weights can be told from others: objects, versions, places, and the sum of their bits."
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    mark = lambda w: (0 if w.is_inference() else w._version, w.data_ptr(), w.dtype)
+    with torch.no_grad():
+        return [(id(w), *mark(w), w.detach().view(bits[w.element_size()]).sum().item())
+                for w in model.parameters()]
 
 def _check_weights(engine):
-    now, then = _weights(engine.model), engine.weights
-    if len(now) != len(then) or any(a is not b or n != m for (a, n), (b, m) in zip(now, then)):
+    if _weights(engine.model) != engine.weights:
         raise ValueError('the weights have changed since this engine was made: make a new one')
+
+def _queue(engine, request):
+    job = engine.scheduler.add(request)
+    if request.seed is not None:
+        job.generator = torch.Generator(device_of(engine.model)).manual_seed(request.seed)
+    return job
 
 # %% ../nbs/10_batching.ipynb #1a0a0014
 @patch
@@ -348,7 +390,6 @@ def check(self:Engine,
     if most > n*size:
         raise ValueError(f'the request may hold {most} tokens: the pool has room for {n*size} ({n} pages of '
                          f'{size})')
-    _check_weights(self)
 
 # %% ../nbs/10_batching.ipynb #86cfa46d
 @patch
@@ -357,10 +398,8 @@ def add(self:Engine,
 )->Job: # follow it with this
     "Queue a request; bad input is a `ValueError`, and the others go on."
     self.check(request)
-    job = self.scheduler.add(request)
-    if request.seed is not None:
-        job.generator = torch.Generator(device_of(self.model)).manual_seed(request.seed)
-    return job
+    _check_weights(self)
+    return _queue(self, request)
 
 # %% ../nbs/10_batching.ipynb #37a643b7
 @patch
@@ -374,21 +413,26 @@ def cancel(self:Engine,
         raise ValueError(f'request {job.number} is {job.state} already')
     with Undo(self.scheduler, self.cache, job, job.row):
         self.scheduler.move(job, 'cancelled')
-        job.at = {**job.at, 'ended': (len(self.trace), perf_counter())}
+        job.at = {**job.at, 'ended': (self.scheduler.n_steps, perf_counter())}
 
 # %% ../nbs/10_batching.ipynb #deb92714
 def _requests(requests, dials):
     return [r if isinstance(r, Request) else Request(r, **dials) for r in requests]
 
-def _follow(engine, jobs):
-    numbers = {job: i for i, job in enumerate(jobs)}
+def _follow(engine, requests):
+    jobs, told = [_queue(engine, r) for r in requests], [len(r.ids) for r in requests]
+    alive = lambda: [job for job in jobs if job.state in ('waiting', 'running')]
     try:
-        while any(job.state in ('waiting', 'running') for job in jobs):
-            for job, token in engine.step():
-                if job in numbers: yield numbers[job], token
-    finally:
+        over = False
+        while not over:
+            over = not alive()                         # before the last tokens are handed out
+            for i, job in enumerate(jobs):             # whoever made the step
+                while told[i] < len(job.ids): told[i] += 1; yield i, job.ids[told[i]-1]
+            if alive(): engine.step()
         for job in jobs:
-            if job.state in ('waiting', 'running'): engine.cancel(job)
+            if job.error: raise ValueError(f'request {job.number} failed: {job.error}')
+    finally:
+        for job in alive(): engine.cancel(job)
 
 # %% ../nbs/10_batching.ipynb #d8b96757
 @patch
@@ -398,8 +442,9 @@ def stream(self:Engine,
 ): # yields (place in the list, token) as soon as a token is there
     "Serve some requests and hand out every token at once; whoever stops listening cancels the rest."
     requests = _requests(requests, dials)
+    _check_weights(self)
     for r in requests: self.check(r)
-    return _follow(self, [self.add(r) for r in requests])
+    return _follow(self, requests)                     # they are queued when somebody begins to listen
 
 # %% ../nbs/10_batching.ipynb #5efed489
 @patch

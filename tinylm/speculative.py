@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .cache import KVCache
 from .core import check_count, shown
-from .decoding import STEPS, Sampling, Step, naive_step, write
+from .decoding import STEPS, Sampling, Step, check_logits, naive_step, write
 from .model import LanguageModel, check_ids
 from .training import device_of, evaluating
 
@@ -82,6 +82,7 @@ def accept_guesses(
 def _judge(sampling, logits, guesses, q, generator):
     "The guesses that stand, and one more token, from the logits at each guess and after the last."
     if sampling.temperature: return accept_guesses(sampling.probabilities(logits), guesses, q, generator)
+    check_logits(logits)
     best = logits.argmax(-1).tolist()
     right = next((i for i, (g, b) in enumerate(zip(guesses, best)) if g != b), len(guesses))
     return best[:right+1]

@@ -20,7 +20,7 @@ from safetensors.torch import save as to_bytes
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from .core import check_count, check_number, check_writable, data_dir, shown, write_atomic
+from .core import check_count, check_number, check_writable, data_dir, owning, shown, write_atomic
 from .data import CharTokenizer, check_tokenizer, get_batch, load_corpus, train_val_split
 from .model import FORMAT, LMConfig, LanguageModel
 from .model import check_format, check_ids, differences, read_safetensors
@@ -114,6 +114,16 @@ def evaluate(
             total += model.prefill(windows[:, :-1], windows[:, 1:])[1].item()*len(chunk)
     return total/len(starts)
 
+# %% ../nbs/03_prefill.ipynb #da030010
+def _check_plain(model):
+    "Training takes a plain `LanguageModel`; a compiled one would go on uncompiled, without a word."
+    if not isinstance(model, LanguageModel):
+        raise ValueError(f'model is {type(model).__name__}: expected a LanguageModel that is not compiled')
+    if model._compiled_call_impl:
+        raise ValueError('the model is compiled, and training would not use that: expected a plain one')
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError('all parameters of the model are frozen')
+
 # %% ../nbs/03_prefill.ipynb #e8d561c2
 class Trainer:
     "A training run: the model, its optimizer, its random numbers, and how far it has come."
@@ -126,12 +136,14 @@ class Trainer:
     ):
         self.config = c = TrainConfig() if config is None else config
         if not isinstance(c, TrainConfig): raise ValueError(f'config is {shown(c)}: expected a TrainConfig')
+        _check_plain(model)
         for name, ids in (('training', train_ids), ('validation', val_ids)):
             _check_text(ids, model.config, name)
         if model.tokenizer is not None: check_tokenizer(model.tokenizer, model.config.vocab_size)
         if device is not None: model.to(check_device(device))
         self.model, self.train_ids, self.val_ids = model, train_ids, val_ids
-        matrices, others = ([p for p in model.parameters() if (p.ndim > 1) == big] for big in (True, False))
+        moving = [p for p in model.parameters() if p.requires_grad]            # a frozen part stays as it is
+        matrices, others = ([p for p in moving if (p.ndim > 1) == big] for big in (True, False))
         groups = [{'params': matrices, 'weight_decay': c.weight_decay},
                   {'params': others, 'weight_decay': 0.}]
         self.optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True)
@@ -359,14 +371,18 @@ def train(
     if resume and not out: raise ValueError('resume=True needs out: the checkpoint lies beside it')
     if resume and config is None: config = read_run(checkpoint_path(out)).recipe
     run = Trainer(model, train_ids, val_ids, config, device)
-    if out is not None: _check_out(out)
-    if resume: run.load(checkpoint_path(out))
+    if out is None: return _train(run, None, callback)
+    _check_out(out)
+    with owning(out):
+        if resume: run.load(checkpoint_path(out))
+        return _train(run, out, callback)
 
+def _train(run, out, callback):
     def keep():
         if not run.history or run.history[-1]['step'] < run.step: run.record()
-        if out is not None and run.step: run.save(checkpoint_path(out)); model.save_safetensors(out)
+        if out is not None and run.step: run.save(checkpoint_path(out)); run.model.save_safetensors(out)
 
-    model.train()
+    run.model.train()
     keep()
     with tqdm(total=run.config.steps, initial=run.step, unit='step', disable=bool(callback)) as bar:
         while run.step < run.config.steps:

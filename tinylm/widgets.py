@@ -58,7 +58,10 @@ def _script(values): return json.dumps(values).translate({ord(c): f'\\u{ord(c):0
 _PAGE = """<div class="tinylm-widget">{picture}</div>
 <script>
 (() => {{
-const el = document.currentScript.previousElementSibling, state = {values};
+const own = document.currentScript?.previousElementSibling, fresh = '.tinylm-widget:not([data-drawn])';
+const near = document.currentScript?.parentElement?.querySelector(fresh);  // a script at the end of an output
+const el = own?.matches(fresh) ? own : near ?? document.querySelector(fresh), state = {values};
+el.dataset.drawn = '';
 const set = (k, v) => {{ state[k] = v; }};
 const model = {{ get: k => state[k], set, on() {{}}, off() {{}}, save_changes() {{}} }};
 {drawing}
@@ -76,7 +79,8 @@ def _picture(draw, size):
     try: import matplotlib; from matplotlib.figure import Figure
     except ImportError: return b''
     out = BytesIO()
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults(); matplotlib.rcParams.update(_STYLE)      # no setting of the user's reaches in
         warnings.simplefilter('ignore')                     # a sign that the font lacks is drawn as a box
         fig = Figure(size, layout='constrained')
         draw(fig)
@@ -146,6 +150,10 @@ def _weights(keys, layer, q, k): # (H, T, S)
 # %% ../nbs/widgets.ipynb #7b771953
 def _triangle(maps):
     "(n_layer, H, T(T+1)/2) weights that are not masked, row by row, in steps of 1/65535."
+    (L, H), T = maps[0].shape[:2], maps[-1].shape[-1]
+    if (size := 4*L*H*T*(T+1)//3) > 20e6:
+        heads = f'{T} tokens in {L} layers of {H} heads'
+        raise ValueError(f'a map of {heads} is a page of {size/1e6:.0f} MB: expected at most 20 MB')
     rows = torch.cat([m[..., causal_mask(*m.shape[-2:])] for m in maps], -1)
     return _packed((rows*65535).round().int(), '<u2')
 
@@ -300,6 +308,13 @@ def _series(name, line, label):
             'bytes': [c.n_bytes for c in costs], 'flops': [c.flops for c in costs],
             'again': again, 'read': read}
 
+# %% ../nbs/widgets.ipynb #da200001
+def _bars(ax, values, width, **how):
+    "Bars over 1, 2, 3 …; lines where they are many, since every bar is an object of its own."
+    places = range(1, len(values)+1)
+    if len(values) <= 200: ax.bar(places, values, width, **how)
+    else: ax.vlines(places, 0, values, colors=how['color'], alpha=how['alpha'], lw=300*width/len(values))
+
 # %% ../nbs/widgets.ipynb #1efeed44
 class DecodeTimeline(Widget):
     "What each token of a generation waited for: time above, its cause below."
@@ -337,7 +352,7 @@ class DecodeTimeline(Widget):
             colors = [_PREFILL, *(_AGAIN if a else _DECODE for a in s['again'][1:])]
             width, alpha = (.85, .45) if i else (.45, 1)                        # the first is drawn in front
             for ax, values in ((above, s['ms']), (below, s[self.chosen['cause']])):
-                ax.bar(range(1, len(values)+1), values, width, color=colors, alpha=alpha)
+                _bars(ax, values, width, color=colors, alpha=alpha)
         above.set(ylabel='milliseconds', yscale=self.chosen['scale'])
         above.set_title(' in front of '.join(s['name'] for s in self.data['series']), parse_math=False)
         below.set(ylabel=self.chosen['cause'], xlabel='new token')
@@ -499,8 +514,9 @@ class LiveTraining:
         left = max(0, run.seconds*(self.steps/run.step - 1))
         to_go = f', {left:.0f} s to go' if left else ''
         self.title = f'step {run.step:,} of {self.steps:,}: loss {run.loss:.2f}{to_go}'
-        self._show({'image/png': base64.b64encode(_picture(self._draw, (7.5, 3))).decode(),
-                    'text/plain': f'step {run.step} of {self.steps}, loss {run.loss:.3f}'})
+        picture = base64.b64encode(_picture(self._draw, (7.5, 3))).decode()
+        words = {'text/plain': f'step {run.step} of {self.steps}, loss {run.loss:.3f}'}
+        self._show(words | ({'image/png': picture} if picture else {}))
         self.shown = perf_counter()
 
 # %% ../nbs/widgets.ipynb #b1d0e581
