@@ -470,6 +470,22 @@ def test_a_stream_that_nobody_listens_to_queues_nothing():
     engine.stream([prompt(3)], max_new_tokens=4).close(); engine.stream([prompt(3)], max_new_tokens=4)
     assert not engine.busy and engine.jobs == []
 
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('temperature', [0, 1])
+def test_scores_among_which_none_can_be_best_fail_one_request_alone(monkeypatch, bad, temperature):
+    engine, logits = Engine(MODEL), MODEL.logits
+    good, lost = (engine.add(Request(prompt(n), 4, temperature=temperature, seed=n)) for n in (3, 5))
+    def spoiled(h):
+        out = logits(h).clone()
+        if len(out) == 2: out[1] = bad
+        return out
+    with monkeypatch.context() as m:
+        m.setattr(MODEL, 'logits', spoiled)
+        while engine.busy: engine.step()
+    assert lost.state == 'failed' and 'not finite' in lost.error and lost.new == []
+    assert good.state == 'finished' and good.ids == solo(MODEL, good.request)
+    check_empty(engine)
+
 @pytest.mark.parametrize('seed', range(6))
 def test_a_request_that_meets_nan_fails_alone_and_says_why(seed):
     rng, model = random.Random(seed), broken(9)

@@ -4,10 +4,10 @@ from itertools import product
 
 import pytest
 import torch
+from helpers import Boom, FailingOperation
 from hypothesis import assume, given, settings, strategies as st
 from test_cache import close, models, tokens
 from test_decoding import seeded, small_model
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinylm import STEPS, KVCache, LanguageModel, LMConfig, Sampling, cache, probabilities, speculative, write
 from tinylm.speculative import (ModelDrafter, NGramDrafter, SpeculativeStats, accept_guesses,
@@ -125,16 +125,6 @@ def test_logits_at_verified_positions_are_those_of_a_prefill_and_no_position_is_
 
 # --- a pass that fails
 
-class Broken(Exception): "What fails in these tests."
-
-class BreakAt(TorchDispatchMode):
-    "Let the operation of this number fail."
-    def __init__(self, at): super().__init__(); self.left = at
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.left -= 1
-        if self.left == 0: raise Broken
-        return func(*args, **(kwargs or {}))
-
 class StopAt:
     "Stop before the line of this number in the code of the cache and of speculation, as an interrupt would."
     files = cache.__file__, speculative.__file__
@@ -145,10 +135,10 @@ class StopAt:
         if frame.f_code.co_filename not in self.files: return None
         if event == 'line':
             self.left -= 1
-            if self.left == 0: raise Broken
+            if self.left == 0: raise Boom
         return self.trace
 
-FAILURES = {'operation': BreakAt, 'line': StopAt}
+FAILURES = {'operation': FailingOperation, 'line': StopAt}
 
 def write_on(model, step, idx, n, failure):
     "Write until something fails, then ask the same step for the rest."
@@ -156,7 +146,7 @@ def write_on(model, step, idx, n, failure):
     try:
         with failure:
             for t in write(model, step, idx, n): text = torch.cat([text, t], 1)
-    except Broken: pass
+    except Boom: pass
     return torch.cat([text, *write(model, step, text, idx.shape[1] + n - text.shape[1])], 1)
 
 @settings(deadline=None, max_examples=60)
@@ -195,7 +185,7 @@ def test_every_part_keeps_its_mode_and_dropout_is_off(mode):
     assert [m.training for m in [*model.modules(), *small.modules()]] == before
     assert drafter.draft([1, 2], 3, temperature=0)[0] == greedy(small, torch.tensor([[1, 2]]), 3)[0,
         2:].tolist()
-    with pytest.raises(Broken), BreakAt(20): drafter.draft([1, 2], 3)
+    with pytest.raises(Boom), FailingOperation(20): drafter.draft([1, 2], 3)
     assert [m.training for m in small.modules()] == before[-len(list(small.modules())):]
 
 def test_decode_without_a_drafter_is_what_it_was():
@@ -475,5 +465,5 @@ def test_a_model_drafter_survives_a_failure_at_every_operation_and_line(how):
     assert -counter.left > 20
     for at, (next_text, want) in product(range(1, 1 - counter.left), wants.items()):
         drafter, _ = begun()
-        with pytest.raises(Broken), make(at): drafter.draft(text, 3, temperature=0)
+        with pytest.raises(Boom), make(at): drafter.draft(text, 3, temperature=0)
         assert drafter.draft(list(next_text), 3, temperature=0)[0] == want

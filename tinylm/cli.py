@@ -125,9 +125,8 @@ def _train(args):
     _check_memory(shape)
     torch.manual_seed(recipe.seed)
     model = LanguageModel(shape, tokenizer)
-    print(_line(f'{args.corpus}: {len(text):,} characters, {tokenizer.vocab_size} different tokens; a model '
-                f'of '
-                f'{shape.n_params:,} parameters'))
+    print(_line(f'{args.corpus}: {len(text):,} characters, {tokenizer.vocab_size} different tokens; '
+                f'a model of {shape.n_params:,} parameters'))
     more = dict(out=out, resume=args.resume, device=device)
     _interruptible(args, state, lambda: train(model, *parts, recipe, **more))
     print(_line(f'validation loss {evaluate(model, parts[1]):.3f} nats a token; the model is in {out}'))

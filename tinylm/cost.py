@@ -46,9 +46,9 @@ def intensity(self:Ledger)->float:
     return self.flops/self.n_bytes if self.n_bytes else 0.
 
 # %% ../nbs/06_cost.ipynb #25913655
-def _numbers(config, part, matrices=False):
+def _numbers(model, part, matrices=False):
     "Parameters of one part of the model, of its matrices alone if asked; there is one block."
-    return sum(p.numel() for name, p in config.hollow().named_parameters()
+    return sum(p.numel() for name, p in model.named_parameters()
                if name.startswith(part) and (p.ndim > 1 or not matrices))
 
 @patch
@@ -61,10 +61,11 @@ def pass_cost(self:LMConfig,
 )->Ledger:
     "The cost of one pass with a cache, counted on the model's parts."
     S, tokens, heads, L = past + T, batch*T, batch if last_only else batch*T, self.n_layer
-    head = _numbers(self, 'tok_emb' if self.tie_embeddings else 'head')
-    rows = tokens*self.n_embd + T*_numbers(self, 'pos_emb')//self.block_size # of the two tables
-    weights = L*_numbers(self, 'blocks') + _numbers(self, 'norm') + head + rows
-    block = 2*_numbers(self, 'blocks', matrices=True) + 4*S*self.n_head*self.head_size
+    model = self.hollow()
+    head = _numbers(model, 'tok_emb' if self.tie_embeddings else 'head')
+    rows = tokens*self.n_embd + T*_numbers(model, 'pos_emb')//self.block_size # of the two tables
+    weights = L*_numbers(model, 'blocks') + _numbers(model, 'norm') + head + rows
+    block = 2*_numbers(model, 'blocks', matrices=True) + 4*S*self.n_head*self.head_size
     return Ledger(tokens*L*block + 2*heads*head, itemsize*weights,
                   self.cache_bytes(batch, S, itemsize), self.cache_bytes(batch, T, itemsize))
 

@@ -9,7 +9,6 @@ __all__ = ['Step', 'STEPS', 'Sampling', 'check_logits', 'probabilities', 'sample
 # %% ../nbs/04_decode.ipynb #c8abfa1a
 import warnings
 from dataclasses import dataclass
-from math import inf
 from statistics import median
 from time import perf_counter
 from typing import Callable, Iterator

@@ -6,7 +6,6 @@
 __all__ = ['old_name']
 
 # %% ../nbs/migration.ipynb #da100003
-import sys
 import warnings
 from functools import wraps
 

@@ -7,7 +7,7 @@ __all__ = ['Row', 'Pages', 'page_digest', 'Undo', 'PagedKVCache', 'Batch', 'Grou
 
 # %% ../nbs/09_paged_memory.ipynb #2c80c327
 from array import array
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate, islice
@@ -15,6 +15,7 @@ from itertools import accumulate, islice
 import torch
 from fastcore.basics import patch
 
+from .cache import without_grad
 from .core import check_count, shown
 from .model import LMConfig, Pass
 
@@ -197,8 +198,8 @@ def _check_pass(batch, idx):
         raise ValueError(f'idx has shape {tuple(idx.shape)}: expected {want} for the {len(rows)} rows of '
                          f'this batch')
     counts, longest = counts or [idx.shape[1]]*len(rows), cache.config.block_size
-    most, need = max(map(sum, zip(batch.lengths, counts))), sum(_missing(cache, r, n) for r,
-        n in zip(rows, counts))
+    most = max(map(sum, zip(batch.lengths, counts)))
+    need = sum(_missing(cache, r, n) for r, n in zip(rows, counts))
     if most > longest: raise ValueError(f'a row would hold {most} tokens: block_size is {longest}')
     if need > len(cache.free):
         raise ValueError(f'{need} pages are missing, and {len(cache.free)} of {len(cache.refs)} are free')
@@ -273,8 +274,6 @@ def begin(self:Batch,
     counts, cache = _check_pass(self, idx), self.cache
     for row, n in zip(self.rows, counts): cache.reserve(row, n)
     new = [part.tolist() for part in idx.flatten().split(counts)]
-    # nothing to switch off inside of another no_grad, so nothing to switch on again too late
-    quiet = torch.no_grad() if torch.is_grad_enabled() else nullcontext()
-    with quiet: yield Paged(self, counts, idx.shape, kernel)
+    with without_grad(): yield Paged(self, counts, idx.shape, kernel)
     with Undo(cache, *self.rows):
         for row, tokens in zip(self.rows, new): cache.extend(row, tokens)

@@ -10,7 +10,6 @@ import json
 from bisect import insort
 from dataclasses import dataclass, field
 from itertools import accumulate
-from math import inf
 from time import perf_counter
 
 import torch
@@ -338,7 +337,7 @@ def _draw_one(job, p): # (V,)
 @patch
 def _draw(self:Engine, jobs, logits):
     "The next token of each job, with its own dials and its own chance."
-    groups, well = {}, (logits < inf).all(-1).tolist()                     # nan is smaller than nothing
+    groups, well = {}, logits.amax(-1).isfinite().tolist() # the rule of `check_logits`, for each job
     tokens = {i: 'its logits are not finite: expected finite weights' for i, ok in enumerate(well) if not ok}
     for i, job in enumerate(jobs):
         if not well[i]: continue
@@ -385,8 +384,8 @@ def check(self:Engine,
     V, longest = self.model.config.vocab_size, self.model.config.block_size
     if bad := [i for i in (min(request.ids), max(request.ids)) if not 0 <= i < V]:
         raise ValueError(f'the request holds the token id {shown(bad[0])}: expected 0 to {V-1}')
-    most, size, n = min(len(request.ids) + request.max_new_tokens - 1,
-                        longest), self.cache.size, len(self.cache.refs)
+    size, n = self.cache.size, len(self.cache.refs)
+    most = min(len(request.ids) + request.max_new_tokens - 1, longest)
     if most > n*size:
         raise ValueError(f'the request may hold {most} tokens: the pool has room for {n*size} ({n} pages of '
                          f'{size})')
