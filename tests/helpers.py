@@ -1,5 +1,5 @@
 "What many tests need: small models, random shapes, and failures at random places."
-import sys
+import os, sys
 from contextlib import contextmanager
 
 import torch
@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tinylm import LanguageModel, LMConfig
 
 SMALL = dict(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16)
+STORM = int(os.environ.get('TINYLM_STORM', 4)) # engines in a storm of signals; the whole storm has 150
 quick = settings(deadline=None, max_examples=40)
 
 def seeded(n=0): return torch.Generator().manual_seed(n)

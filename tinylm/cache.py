@@ -6,7 +6,7 @@
 __all__ = ['KVCache', 'Cached', 'without_grad', 'cached_step', 'phase_map']
 
 # %% ../nbs/05_kv_cache.ipynb #cfb3a57f
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import copy
 
 import torch
@@ -139,9 +139,13 @@ def begin(self:KVCache,
     return _until_done(self, T, kernel)
 
 # %% ../nbs/05_kv_cache.ipynb #4560a207
-def without_grad(): # a context manager
-    "`torch.no_grad()`; nothing inside of another one, so that nothing is switched on again too late."
-    return torch.no_grad() if torch.is_grad_enabled() else nullcontext()
+@contextmanager
+def without_grad():
+    "`torch.no_grad()`, left even if Ctrl-C comes at its end; nothing inside of another one."
+    if not torch.is_grad_enabled(): yield; return
+    try:
+        with torch.no_grad(): yield
+    finally: torch.set_grad_enabled(True)
 
 @contextmanager
 def _until_done(cache, T, kernel):

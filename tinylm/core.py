@@ -94,16 +94,26 @@ def _locked(f):
 # %% ../nbs/core.ipynb #core0022
 def _tag(path): return f'.tinylm-{sha256(os.fsencode(path.name)).hexdigest()[:16]}-'
 
-def _temporary(path):
-    "A new file beside `path`, open and locked, and its name; what killed processes left there is swept up."
-    tag = _tag(path)
-    for old in path.parent.glob(tag + '*'):
+def _ours(f, name):
+    "Whether this open file is ours alone now, and still the one of that name."
+    try: return _locked(f) and os.path.samestat(os.fstat(f.fileno()), os.stat(name))
+    except FileNotFoundError: return False
+
+def _sweep(path):
+    "Remove what killed processes left beside `path`."
+    for old in path.parent.glob(_tag(path) + '*'):
         with suppress(OSError), open(old, 'rb') as f:
-            if _locked(f): old.unlink()
+            if _ours(f, old): os.unlink(old)
+
+def _temporary(path): return str(path.with_name(_tag(path) + uuid4().hex[:12]))
+
+def _create(temporary, real):
+    "A new file, open and locked; the folder is made if it is missing, and swept."
+    real.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(real)
     while True:
-        name = path.with_name(tag + uuid4().hex[:12])
-        f = open(name, 'xb')
-        if _locked(f) and name.exists() or fcntl is None: return f, name
+        f = open(temporary, 'wb')
+        if fcntl is None or _ours(f, temporary): return f
         f.close()                                      # swept by another one, before it was locked
 
 # %% ../nbs/core.ipynb #core0024
@@ -129,19 +139,19 @@ def write_atomic(
     chunks, # the content: an iterable of `bytes`
 ):
     "Write a file so that `path` holds all of `chunks` or is left as it was; an error removes what was begun."
-    real, stream = Path(path).resolve(), _stream(path)
-    with naming(path):
-        if stream is None: real.parent.mkdir(parents=True, exist_ok=True)
-        f, temporary = _temporary(real) if stream is None else (_open_stream(stream), None)
+    real, stream, f = Path(path).resolve(), _stream(path), None
+    temporary = _temporary(real) if stream is None else None
     try:
+        with naming(path): f = _create(temporary, real) if stream is None else _open_stream(stream)
         for chunk in chunks:
             with naming(path): f.write(chunk)
         with naming(path): _finish(f, temporary, real)
-    except BaseException:
-        if temporary: temporary.unlink(missing_ok=True)
+    except BaseException:                              # the name was known before the file was there
+        try: temporary and os.unlink(temporary)
+        except OSError: pass
         raise
     finally:
-        with suppress(OSError): f.close()              # all that can go wrong has been said
+        with suppress(OSError): f and f.close()        # all that can go wrong has been said
 
 def _finish(f, temporary, real):
     f.flush()
@@ -158,10 +168,12 @@ def check_writable(
     "Find out now whether `write_atomic` can write here; an `OSError` names the path."
     if _stream(path) is not None: return
     real = Path(path).resolve()
-    with naming(path):
-        real.parent.mkdir(parents=True, exist_ok=True)
-        f, temporary = _temporary(real)
-        f.close(); temporary.unlink()
+    temporary = _temporary(real)
+    try:
+        with naming(path): _create(temporary, real).close()
+    finally:
+        try: os.unlink(temporary)
+        except OSError: pass
 
 # %% ../nbs/core.ipynb #core0027
 @contextmanager
@@ -169,16 +181,19 @@ def owning(
     path:str|Path, # a file that will be written several times
 ):
     "Nobody else may own this file inside the `with` block; a `ValueError` if somebody does."
-    real = Path(path).resolve()
-    lock = real.with_name(_tag(real) + 'lock')
-    with naming(path): f = open(lock, 'ab')
-    owned = _locked(f)
+    real, f, owned = Path(path).resolve(), None, False
+    lock = str(real.with_name(_tag(real) + 'lock'))
     try:
-        if fcntl and not owned: raise ValueError(f'{path} is being written by another process')
+        while not owned:
+            with naming(path): f = open(lock, 'ab')
+            if fcntl and not _locked(f): raise ValueError(f'{path} is being written by another process')
+            owned = fcntl is None or _ours(f, lock)    # if not, another one has swept it before it was locked
         yield
     finally:
-        if owned: lock.unlink(missing_ok=True)
-        f.close()
+        try: owned and os.unlink(lock)
+        except OSError: pass
+        if f: f.close()
+        if not owned: _sweep(real)
 
 # %% ../nbs/core.ipynb #core0018
 def data_dir()->Path: # `$TINYLM_DATA` where that is set, else the user's cache folder

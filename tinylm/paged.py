@@ -7,10 +7,13 @@ __all__ = ['Row', 'Pages', 'page_digest', 'Undo', 'PagedKVCache', 'Batch', 'Grou
 
 # %% ../nbs/09_paged_memory.ipynb #2c80c327
 from array import array
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import accumulate, islice
+from functools import partial
+from itertools import accumulate, chain, islice, repeat
+from operator import and_, itemgetter
 
 import torch
 from fastcore.basics import patch
@@ -119,18 +122,22 @@ class Undo:
     def __init__(self,
         *objects, # whose attributes are replaced, never changed in place; lists, which only grow; None
     ):
-        self.was = [(o, len(o) if isinstance(o, list) else dict(vars(o))) for o in objects if o is not None]
+        lists = [o for o in objects if isinstance(o, list)]
+        now = [vars(o) for o in objects if not isinstance(o, (list, type(None)))]
+        was = [dict(d) for d in now]
+        cut = map(list.__delitem__, lists, [slice(len(o), None) for o in lists])
+        # `back()` puts everything back: once, and in one call into C
+        self.back = partial(deque, chain(_still_known(now, was), map(dict.update, now, was), cut), 0)
 
     def __enter__(self): return self
     def __exit__(self, error, *_):
         if error: self.back()
 
-    def back(self):
-        "Put everything back."
-        for o, was in self.was:
-            if isinstance(o, list): del o[was:]; continue
-            if isinstance(o, Pages): was['known'] = dict(was['known'].items() & o.known.items())
-            vars(o).update(was)
+def _still_known(now, was): # what was known then, and still is when somebody asks
+    pools = [(n, w) for n, w in zip(now, was) if 'known' in w]
+    found = map(dict.items, map(itemgetter('known'), [n for n, _ in pools]))
+    both = map(dict, map(and_, [w['known'].items() for _, w in pools], found))
+    return map(dict.__setitem__, [w for _, w in pools], repeat('known'), both)
 
 # %% ../nbs/09_paged_memory.ipynb #0a9e000b
 class PagedKVCache(Pages):

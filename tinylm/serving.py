@@ -8,6 +8,7 @@ __all__ = ['Request', 'Job', 'first_come', 'shortest_first', 'Scheduler', 'Engin
 # %% ../nbs/10_batching.ipynb #1a0a0004
 import json
 from bisect import insort
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import accumulate
 from time import perf_counter
@@ -74,7 +75,7 @@ class Job:
     number:int # in order of arrival
     window:int # the longest text that the model can read
     ids:list # prompt and all tokens written so far
-    state:str='waiting' # or 'running', 'finished', 'cancelled', 'failed'
+    state:str='new' # then 'waiting' or 'running', in the end 'finished', 'cancelled' or 'failed'
     error:str='' # why it failed
     row:Row|None=None # its place in the pool while it runs
     slot:int|None=None # its place in the batch, kept for pictures
@@ -181,10 +182,20 @@ def add(self:Scheduler,
     request:Request, # what to write
 )->Job: # in the queue
     "Queue a request."
-    job, waiting = Job(request, self.n_jobs, self.window, list(request.ids)), [*self.waiting]
-    job.at = {'arrived': (self.n_steps, perf_counter())}
-    insort(waiting, job, key=self.rank)
-    with Undo(self, self.jobs): self.jobs.append(job); self.waiting, self.n_jobs = waiting, self.n_jobs + 1
+    return self.queue(Job(request, self.n_jobs, self.window, list(request.ids)))
+
+@patch
+def queue(self:Scheduler,
+    job:Job, # a new one
+)->Job: # the same, waiting
+    "Let a job wait for its turn; or, if anything goes wrong, nothing has happened."
+    undo, waiting = Undo(self, job, self.jobs), [*self.waiting]
+    try:
+        job.number, job.at = self.n_jobs, {'arrived': (self.n_steps, perf_counter())}
+        insort(waiting, job, key=self.rank)
+        job.state, self.waiting, self.n_jobs = 'waiting', waiting, self.n_jobs + 1
+        self.jobs.append(job)
+    except BaseException: undo.back(); raise
     return job
 
 # %% ../nbs/10_batching.ipynb #563e0548
@@ -269,7 +280,8 @@ def step(self:Scheduler,
 )->list: # (job, token) pairs: what was written
     "Everybody in the plan goes a step further; or, if anything goes wrong, nobody."
     rows = [job.row for job in self.running]
-    with Undo(self, self.pages, self.trace, *self.waiting[:self.slots], *self.running, *rows):
+    undo = Undo(self, self.pages, self.trace, *self.waiting[:self.slots], *self.running, *rows)
+    try:
         start, plan = perf_counter(), self.plan()
         for job, _ in plan: job.at = {'started': (self.n_steps, start), **job.at}
         about = {job: _about(job, n) for job, n in plan}
@@ -282,6 +294,7 @@ def step(self:Scheduler,
                     waiting=[job.number for job in self.waiting])
         self.events, self.n_steps = [], self.n_steps + 1
         self.trace.append(now)
+    except BaseException: undo.back(); raise
     self.forget()
     return written
 
@@ -352,24 +365,25 @@ def _draw(self:Engine, jobs, logits):
 @patch
 def step(self:Engine)->list: # (job, token) pairs: what was written
     "Everybody in the plan goes a step further; an error or an interrupt leaves all as it was."
-    with Undo(*[m for m in self.parts if m.training]), evaluating(self.parts), torch.inference_mode():
-        return self.scheduler.step(self._read)
+    undo = Undo(*[m for m in self.parts if m.training])
+    try:
+        with evaluating(self.parts), torch.inference_mode(): return self.scheduler.step(self._read)
+    except BaseException: undo.back(); raise
 
 # %% ../nbs/10_batching.ipynb #6aadc552
 def _weights(model):
     "All by which weights can be told from others: objects, versions, places, and the sum of their bits."
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     mark = lambda w: (0 if w.is_inference() else w._version, w.data_ptr(), w.dtype)
-    with torch.no_grad():
-        return [(id(w), *mark(w), w.detach().view(bits[w.element_size()]).sum().item())
-                for w in model.parameters()]
+    return [(id(w), *mark(w), w.detach().view(bits[w.element_size()]).sum().item())
+            for w in model.parameters()]
 
 def _check_weights(engine):
     if _weights(engine.model) != engine.weights:
         raise ValueError('the weights have changed since this engine was made: make a new one')
 
-def _queue(engine, request):
-    job = engine.scheduler.add(request)
+def _job(engine, request):
+    job = Job(request, engine.scheduler.n_jobs, engine.scheduler.window, list(request.ids))
     if request.seed is not None:
         job.generator = torch.Generator(device_of(engine.model)).manual_seed(request.seed)
     return job
@@ -398,7 +412,7 @@ def add(self:Engine,
     "Queue a request; bad input is a `ValueError`, and the others go on."
     self.check(request)
     _check_weights(self)
-    return _queue(self, request)
+    return self.scheduler.queue(_job(self, request))
 
 # %% ../nbs/10_batching.ipynb #37a643b7
 @patch
@@ -410,18 +424,24 @@ def cancel(self:Engine,
         raise ValueError(f'request {job.number} belongs to another engine')
     if job.state not in ('waiting', 'running'):
         raise ValueError(f'request {job.number} is {job.state} already')
-    with Undo(self.scheduler, self.cache, job, job.row):
+    undo = Undo(self.scheduler, self.cache, job, job.row)
+    try:
         self.scheduler.move(job, 'cancelled')
         job.at = {**job.at, 'ended': (self.scheduler.n_steps, perf_counter())}
+    except BaseException: undo.back(); raise
 
 # %% ../nbs/10_batching.ipynb #deb92714
 def _requests(requests, dials):
     return [r if isinstance(r, Request) else Request(r, **dials) for r in requests]
 
 def _follow(engine, requests):
-    jobs, told = [_queue(engine, r) for r in requests], [len(r.ids) for r in requests]
+    jobs, told = [_job(engine, r) for r in requests], [len(r.ids) for r in requests]
     alive = lambda: [job for job in jobs if job.state in ('waiting', 'running')]
+    def leave():
+        for job in alive(): engine.cancel(job)
+
     try:
+        for job in jobs: engine.scheduler.queue(job)
         over = False
         while not over:
             over = not alive()                         # before the last tokens are handed out
@@ -431,7 +451,8 @@ def _follow(engine, requests):
         for job in jobs:
             if job.error: raise ValueError(f'request {job.number} failed: {job.error}')
     finally:
-        for job in alive(): engine.cancel(job)
+        try: leave()
+        finally: leave()                               # once more, in case that Ctrl-C came in between
 
 # %% ../nbs/10_batching.ipynb #d8b96757
 @patch
@@ -454,7 +475,8 @@ def generate(self:Engine,
     "Serve some requests and return when all are done."
     requests = _requests(requests, dials)
     new = [[] for _ in requests]
-    for i, token in self.stream(requests): new[i].append(token)
+    with closing(self.stream(requests)) as tokens:
+        for i, token in tokens: new[i].append(token)
     return [torch.tensor(r.ids + n) for r, n in zip(requests, new)]
 
 # %% ../nbs/10_batching.ipynb #5fd76880

@@ -1,0 +1,47 @@
+"Storms of signals and kills, in small; `TINYLM_STORM=150 pytest tests/test_storm.py` runs the whole of it."
+import json, os, subprocess, sys
+from pathlib import Path
+
+import pytest
+from helpers import STORM
+from storm import one_engine, one_folder
+
+from tinylm.core import owning
+from tinylm.paged import Pages, Undo
+
+@pytest.mark.parametrize('seed', range(STORM))
+def test_an_engine_is_right_after_a_storm_of_signals(seed):
+    figures = one_engine(seed)
+    assert figures['hits'] > 0, figures
+
+@pytest.mark.parametrize('seed', range(STORM))
+def test_files_are_whole_and_alone_after_a_storm_of_signals(seed, tmp_path):
+    figures = one_folder(seed, tmp_path)
+    assert figures['hits'] > 0, figures
+
+def test_kills_leave_no_bad_and_no_stray_file_and_change_no_bit(tmp_path):
+    n, env = max(15, 2*STORM), os.environ | {'OMP_NUM_THREADS': '1'}
+    script = Path(__file__).with_name('kills.py')
+    words = [sys.executable, script, str(n), tmp_path, '0']
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures['train']['kills'] + figures['save']['kills'] == n and figures['train']['resumed'] > 0
+
+# --- the faults that the storms found, each by itself
+
+def test_undo_is_one_call_that_no_interrupt_divides():
+    pages = Pages(4, 2)
+    undo = Undo(pages, [])
+    assert not hasattr(undo.back, '__code__') and not hasattr(undo.back.func, '__code__')     # it is C
+    pages.reserve(pages.open([]), 3)
+    undo.back()
+    assert pages.refs == [0]*4 and len(pages.free) == 4
+
+def test_who_may_not_own_a_file_leaves_the_lock_of_its_owner(tmp_path):
+    path = tmp_path/'file'
+    with owning(path):
+        for _ in range(2):
+            with pytest.raises(ValueError, match='is being written'), owning(path): pass
+    with owning(path): pass
+    assert [*tmp_path.iterdir()] == []
