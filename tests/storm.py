@@ -190,7 +190,7 @@ def one_engine(seed, pause=1e-3, bursts=.1):
     return dict(hits=storm.hits, calls=storm.calls)
 
 def one_folder(seed, folder, pause=2e-4, bursts=0.):
-    "Save models and own files under interrupts: each file is the last one or the one before, nothing else is there."
+    "Save and own files under interrupts: each is the last one or the one before, and alone in its folder."
     rng = random.Random(seed)
     storm, path = Storm(rng, pause, bursts), folder/'model.safetensors'
     model, held = small_model(), None
