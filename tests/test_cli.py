@@ -157,6 +157,17 @@ def test_a_polite_kill_is_like_ctrl_c():
         'm.training.safetensors holds the run')
     assert not [p for p in Path().iterdir() if p.name.startswith('.')]
 
+@pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)
+def test_a_signal_that_a_library_turns_into_an_error_still_stops(capsys, monkeypatch, sign):
+    "PyTorch does so in some of its calls."
+    def turned(*_):
+        try: signal.raise_signal(sign); time.sleep(10)
+        except KeyboardInterrupt: raise RuntimeError('could not determine the shape of a storage') from None
+    monkeypatch.setattr('tinylm.cli.load_corpus', turned)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try: assert run(capsys, 'train') == (130, '', 'tinylm: stopped\n')
+    finally: signal.signal(signal.SIGINT, before)
+
 def test_a_terminal_without_the_characters_gets_others():
     LanguageModel(LMConfig(vocab_size=2, n_layer=1, n_embd=16),
                   CharTokenizer('aé')).save_safetensors('m.safetensors')

@@ -7,7 +7,6 @@ from helpers import STORM
 from storm import one_engine, one_folder
 
 from tinylm.core import owning
-from tinylm.paged import Pages, Undo
 
 @pytest.mark.parametrize('seed', range(STORM))
 def test_an_engine_is_right_after_a_storm_of_signals(seed):
@@ -27,16 +26,6 @@ def test_kills_leave_no_bad_and_no_stray_file_and_change_no_bit(tmp_path):
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures['train']['kills'] + figures['save']['kills'] == n and figures['train']['resumed'] > 0
-
-# --- the faults that the storms found, each by itself
-
-def test_undo_is_one_call_that_no_interrupt_divides():
-    pages = Pages(4, 2)
-    undo = Undo(pages, [])
-    assert not hasattr(undo.back, '__code__') and not hasattr(undo.back.func, '__code__')     # it is C
-    pages.reserve(pages.open([]), 3)
-    undo.back()
-    assert pages.refs == [0]*4 and len(pages.free) == 4
 
 def test_who_may_not_own_a_file_leaves_the_lock_of_its_owner(tmp_path):
     path = tmp_path/'file'

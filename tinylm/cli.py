@@ -235,16 +235,18 @@ def _parser():
 def _polite(for_good):
     "SIGTERM and a closed terminal are as good as Ctrl-C, and once is enough: the next ones are ignored."
     if threading.current_thread() is not threading.main_thread():
-        yield                                # only the main thread may speak of signals
+        yield []                             # only the main thread may speak of signals
         return
     names = [s for s in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, s)]
     before = {s: signal.getsignal(s) for s in map(signal.Signals.__getitem__, names)}
     mine = [s for s, handler in before.items() if handler != signal.SIG_IGN]       # as under nohup
-    def once(*_):
+    came = []
+    def once(s, _):
+        came.append(s)
         for s in mine: signal.signal(s, signal.SIG_IGN)
         raise KeyboardInterrupt
     for s in mine: signal.signal(s, once)
-    try: yield
+    try: yield came
     finally:
         if not for_good:
             for s in mine: signal.signal(s, before[s] or signal.SIG_DFL)
@@ -273,7 +275,7 @@ def main(
     "Run one command."
     _streams()
     command = None
-    with _polite(for_good=argv is None):
+    with _polite(for_good=argv is None) as signals:
         try:
             args = _parser().parse_args(argv)
             command = args.command
@@ -283,7 +285,9 @@ def main(
         except BrokenPipeError:                            # the reader has left; nothing more to say to it
             _give_up_stdout()
             return 0 if command == 'generate' else _complain('nobody reads the output any more', 2)
-        except (ValueError, OSError, RuntimeError, MemoryError) as e: return _ended(_complain(e, 2))
+        except (ValueError, OSError, RuntimeError, MemoryError) as e:
+            # PyTorch turns a Ctrl-C in the middle of a call into an error of its own
+            return _ended(_complain('stopped', 130) if signals else _complain(e, 2))
 
 def _ended(code):
     "The last words go out, or are given up."

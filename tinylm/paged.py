@@ -7,13 +7,10 @@ __all__ = ['Row', 'Pages', 'page_digest', 'Undo', 'PagedKVCache', 'Batch', 'Grou
 
 # %% ../nbs/09_paged_memory.ipynb #2c80c327
 from array import array
-from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from functools import partial
-from itertools import accumulate, chain, islice, repeat
-from operator import and_, itemgetter
+from itertools import accumulate, islice
 
 import torch
 from fastcore.basics import patch
@@ -122,22 +119,22 @@ class Undo:
     def __init__(self,
         *objects, # whose attributes are replaced, never changed in place; lists, which only grow; None
     ):
-        lists = [o for o in objects if isinstance(o, list)]
-        now = [vars(o) for o in objects if not isinstance(o, (list, type(None)))]
-        was = [dict(d) for d in now]
-        cut = map(list.__delitem__, lists, [slice(len(o), None) for o in lists])
-        # `back()` puts everything back: once, and in one call into C
-        self.back = partial(deque, chain(_still_known(now, was), map(dict.update, now, was), cut), 0)
+        self.was = [(o, len(o) if isinstance(o, list) else dict(vars(o))) for o in objects if o is not None]
 
     def __enter__(self): return self
     def __exit__(self, error, *_):
         if error: self.back()
 
-def _still_known(now, was): # what was known then, and still is when somebody asks
-    pools = [(n, w) for n, w in zip(now, was) if 'known' in w]
-    found = map(dict.items, map(itemgetter('known'), [n for n, _ in pools]))
-    both = map(dict, map(and_, [w['known'].items() for _, w in pools], found))
-    return map(dict.__setitem__, [w for _, w in pools], repeat('known'), both)
+    def back(self):
+        "Put everything back."
+        try: self._once()
+        finally: self._once()                          # once more, in case that Ctrl-C came in between
+
+    def _once(self):
+        for o, was in self.was:
+            if isinstance(o, list): del o[was:]; continue
+            if isinstance(o, Pages): was['known'] = dict(was['known'].items() & o.known.items())
+            vars(o).update(was)
 
 # %% ../nbs/09_paged_memory.ipynb #0a9e000b
 class PagedKVCache(Pages):

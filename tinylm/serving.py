@@ -189,13 +189,12 @@ def queue(self:Scheduler,
     job:Job, # a new one
 )->Job: # the same, waiting
     "Let a job wait for its turn; or, if anything goes wrong, nothing has happened."
-    undo, waiting = Undo(self, job, self.jobs), [*self.waiting]
-    try:
+    waiting = [*self.waiting]
+    with Undo(self, job, self.jobs):
         job.number, job.at = self.n_jobs, {'arrived': (self.n_steps, perf_counter())}
         insort(waiting, job, key=self.rank)
         job.state, self.waiting, self.n_jobs = 'waiting', waiting, self.n_jobs + 1
         self.jobs.append(job)
-    except BaseException: undo.back(); raise
     return job
 
 # %% ../nbs/10_batching.ipynb #563e0548
@@ -280,8 +279,7 @@ def step(self:Scheduler,
 )->list: # (job, token) pairs: what was written
     "Everybody in the plan goes a step further; or, if anything goes wrong, nobody."
     rows = [job.row for job in self.running]
-    undo = Undo(self, self.pages, self.trace, *self.waiting[:self.slots], *self.running, *rows)
-    try:
+    with Undo(self, self.pages, self.trace, *self.waiting[:self.slots], *self.running, *rows):
         start, plan = perf_counter(), self.plan()
         for job, _ in plan: job.at = {'started': (self.n_steps, start), **job.at}
         about = {job: _about(job, n) for job, n in plan}
@@ -294,7 +292,6 @@ def step(self:Scheduler,
                     waiting=[job.number for job in self.waiting])
         self.events, self.n_steps = [], self.n_steps + 1
         self.trace.append(now)
-    except BaseException: undo.back(); raise
     self.forget()
     return written
 
@@ -365,10 +362,8 @@ def _draw(self:Engine, jobs, logits):
 @patch
 def step(self:Engine)->list: # (job, token) pairs: what was written
     "Everybody in the plan goes a step further; an error or an interrupt leaves all as it was."
-    undo = Undo(*[m for m in self.parts if m.training])
-    try:
-        with evaluating(self.parts), torch.inference_mode(): return self.scheduler.step(self._read)
-    except BaseException: undo.back(); raise
+    with Undo(*[m for m in self.parts if m.training]), evaluating(self.parts), torch.inference_mode():
+        return self.scheduler.step(self._read)
 
 # %% ../nbs/10_batching.ipynb #6aadc552
 def _weights(model):
@@ -424,11 +419,9 @@ def cancel(self:Engine,
         raise ValueError(f'request {job.number} belongs to another engine')
     if job.state not in ('waiting', 'running'):
         raise ValueError(f'request {job.number} is {job.state} already')
-    undo = Undo(self.scheduler, self.cache, job, job.row)
-    try:
+    with Undo(self.scheduler, self.cache, job, job.row):
         self.scheduler.move(job, 'cancelled')
         job.at = {**job.at, 'ended': (self.scheduler.n_steps, perf_counter())}
-    except BaseException: undo.back(); raise
 
 # %% ../nbs/10_batching.ipynb #deb92714
 def _requests(requests, dials):
