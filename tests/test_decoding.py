@@ -246,8 +246,19 @@ def test_passes_and_tokens_are_counted():
     model = small_model()
     prefill, decode = compare_phases(model, batch=4, new_tokens=10, repeats=2)
     assert (prefill.phase, prefill.passes, prefill.tokens) == ('prefill', 1, 4*8)
-    assert (decode.phase, decode.passes, decode.tokens) == ('decode', 10, 10)
+    assert (decode.phase, decode.passes, decode.tokens) == ('decode', 10, 4*10)
     assert not model.norm._forward_hooks
+
+def test_the_phases_are_compared_on_the_same_rows():
+    model, rows = small_model(), []
+    hook = model.norm.register_forward_hook(lambda m, i, out: rows.append(len(out)))
+    for batch in (1, 3):
+        rows.clear()
+        compare_phases(model, batch=batch, new_tokens=2, repeats=1)
+        assert rows == [batch]*3                       # one pass of prefill, two of decode
+    hook.remove()
+    T = model.config.block_size
+    assert [c.tokens for c in compare_phases(model, new_tokens=T, repeats=1)] == [T, T]
 
 def test_the_table_shows_both_phases():
     table = phase_table([PhaseCost('prefill', 1, 256, .5), PhaseCost('decode', 64, 64, 2.)])

@@ -7,6 +7,7 @@ __version__ = "0.2.0"
 __all__ = []
 
 # %% ../nbs/index.ipynb #3c98ebc9
+# the public names of all lessons, so that `import tinylm` is the whole of it
 from .core import *
 from .data import *
 from .attention import *

@@ -221,8 +221,8 @@ def _cost(model, phase, tokens, work):
 # %% ../nbs/04_decode.ipynb #fe8ff16e
 def compare_phases(
     model:LanguageModel, # the model to measure
-    batch:int=4, # B, windows of the prefill
-    new_tokens:int=64, # tokens of the decode
+    batch:int=1, # B, the rows of both phases
+    new_tokens:int=64, # tokens that decode writes in each row
     repeats:int=5, # measurements, of which the median is kept
 )->list[PhaseCost]: # prefill, decode
     "Read B full windows in one pass, write tokens one by one, and count and time both."
@@ -231,7 +231,7 @@ def compare_phases(
     idx = torch.randint(V, (batch, T), generator=seeded).to(device_of(model))
     with torch.no_grad(), evaluating(model.modules()):
         work = {'prefill': (batch*T, lambda: model.prefill(idx)),
-                'decode': (new_tokens, lambda: model.decode(idx[:1, :1], new_tokens))}
+                'decode': (batch*new_tokens, lambda: model.decode(idx[:, :1], new_tokens))}
         runs = {phase: [_cost(model, phase, *w) for _ in range(repeats)] for phase, w in work.items()}
     for costs in runs.values(): costs[0].seconds = median(c.seconds for c in costs)
     return [costs[0] for costs in runs.values()]
