@@ -167,14 +167,30 @@ def test_a_timeline_with_a_drafter_books_what_was_read_and_not_a_pass_a_token(mo
         assert len(passes) < 30                                 # some tokens came without a pass of their own
     assert line.tokens == model.decode(idx, 30, temperature=0)[0, 6:].tolist()
 
-def test_a_timeline_with_a_drafter_books_the_logits_of_one_position_a_pass(monkeypatch):
-    model = small_model(block_size=40)
+def test_a_timeline_with_a_drafter_books_every_position_whose_logits_were_asked_for(monkeypatch):
+    model, C = small_model(block_size=40), small_model(block_size=40).config
     with noted(model, monkeypatch) as (_, counter, asked):
         line = Timeline.record(model, tokens(1, 6), 30, temperature=0, drafter=NGramDrafter(1, 3))
-    guesses = sum(asked) - len(asked)
-    assert guesses > 0
-    unbooked = guesses*2*model.config.n_embd*model.config.vocab_size
-    assert sum(c.flops for c in line.costs) == counter.get_total_flops() - unbooked
+    assert max(asked) > 1 and sum(c.flops for c in line.costs) == counter.get_total_flops()
+    passes, past = [c for c in line.costs if c != Ledger()], 0
+    for c, n in zip(passes, asked, strict=True):                # and each with the token that it wrote
+        read = c.cache_written//C.cache_bytes(1, 1)
+        past = c.cache_read//C.cache_bytes(1, 1) - read
+        assert c.flops == C.pass_cost(read, past, last_only=True).flops + 2*(n-1)*C.n_embd*C.vocab_size
+
+@pytest.mark.parametrize('how, made', [(dict(use_cache=False), 0), (dict(use_cache=True), 1),
+                                       (dict(drafter=NGramDrafter(1, 3)), 1)],
+                         ids=['naive', 'cached', 'drafter'])
+def test_the_first_token_pays_for_the_making_of_a_cache(monkeypatch, how, made):
+    "On a clock that only the making of a cache (100) and a pass (1) move."
+    model, now, kept = small_model(block_size=40), [0.], KVCache.of.__func__
+    def of(cls, *args): now[0] += 100; return kept(cls, *args)
+    model.norm.register_forward_hook(lambda *_: now.__setitem__(0, now[0] + 1))
+    monkeypatch.setattr(KVCache, 'of', classmethod(of))
+    monkeypatch.setattr('tinylm.cost.perf_counter', lambda: now[0])
+    line = Timeline.record(model, tokens(1, 6), 20, temperature=0, **how)
+    assert line.ttft == 100*made + 1
+    assert line.seconds[1:] == [float(c != Ledger()) for c in line.costs[1:]] and sum(line.seconds) == now[0]
 
 @pytest.mark.parametrize('how', [{}, dict(temperature=-1)])
 def test_a_recording_leaves_no_listener_behind(how):
@@ -185,7 +201,7 @@ def test_a_recording_leaves_no_listener_behind(how):
     with pytest.raises((MemoryError, ValueError)):
         Timeline.record(model, tokens(1, 3), 4, drafter=Fails(), **how)
     Timeline.record(model, tokens(1, 3), 4)
-    assert not model.blocks[0]._forward_pre_hooks
+    assert not model.blocks[0]._forward_pre_hooks and 'logits' not in vars(model)
 
 def test_ttft_and_tpot_are_kept_apart():
     line = Timeline([5.] + [i/100 for i in range(1, 101)], [Ledger()]*101, [0]*101)

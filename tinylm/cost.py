@@ -7,6 +7,7 @@ __all__ = ['Ledger', 'Watch', 'watch_pass', 'best_time', 'Machine', 'Timeline']
 
 # %% ../nbs/06_cost.ipynb #7094c0d1
 import json
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import prod
 from statistics import quantiles
@@ -51,6 +52,8 @@ def _numbers(model, part, matrices=False):
     return sum(p.numel() for name, p in model.named_parameters()
                if name.startswith(part) and (p.ndim > 1 or not matrices))
 
+def _head(model): return _numbers(model, 'tok_emb' if model.config.tie_embeddings else 'head')
+
 @patch
 def pass_cost(self:LMConfig,
     T:int, # new tokens in each row
@@ -62,7 +65,7 @@ def pass_cost(self:LMConfig,
     "The cost of one pass with a cache, counted on the model's parts."
     S, tokens, heads, L = past + T, batch*T, batch if last_only else batch*T, self.n_layer
     model = self.hollow()
-    head = _numbers(model, 'tok_emb' if self.tie_embeddings else 'head')
+    head = _head(model)
     rows = tokens*self.n_embd + T*_numbers(model, 'pos_emb')//self.block_size # of the two tables
     weights = L*_numbers(model, 'blocks') + _numbers(model, 'norm') + head + rows
     block = 2*_numbers(model, 'blocks', matrices=True) + 4*S*self.n_head*self.head_size
@@ -144,7 +147,7 @@ class Machine:
 # %% ../nbs/06_cost.ipynb #c0570613
 @patch(cls_method=True)
 def measure(cls:Machine)->Machine:
-    "Measure this machine with float32 and the threads that PyTorch uses now; about two seconds."
+    "Measure this machine with float32 and the threads that PyTorch uses now."
     n, big, tiny = 1024, torch.ones(64*2**20), torch.ones(8)
     a, b, halves, column = torch.rand(n, n), torch.rand(n, n), big.view(2, -1, n), torch.ones(2, n, 1)
     with torch.inference_mode():
@@ -157,13 +160,13 @@ def measure(cls:Machine)->Machine:
 @dataclass
 class Timeline:
     "When each token of one generation came, with the work that it needed."
-    seconds:list[float] # for each new token; the first includes the prompt
+    seconds:list[float] # for each new token; the first includes the making of a cache, and the prompt
     costs:list[Ledger] # for each new token
     tokens:list[int] # the new token ids, first row
 
     @property
     def ttft(self)->float:
-        "Seconds to the first token: prefill."
+        "Seconds from the request to the first token: set-up and prefill."
         return self.seconds[0]
 
     def tpot(self,
@@ -174,6 +177,22 @@ class Timeline:
         return quantiles(self.seconds[1:], n=100, method='inclusive')[percent-1]
 
 # %% ../nbs/06_cost.ipynb #da060002
+@contextmanager
+def _listening(model):
+    "The positions of each pass of a model, and how many logits it was asked for each time."
+    passes, asked, logits = [], [], model.logits
+    def ask(hidden): asked.append(hidden[..., 0].numel()); return logits(hidden)
+    hook = model.blocks[0].register_forward_pre_hook(lambda block, args: passes.append(args[1].positions))
+    try: model.logits = ask; yield passes, asked
+    finally: hook.remove(); vars(model).pop('logits', None)
+
+def _cost(model, rows, passes, asked):
+    "Of what was listened to."
+    cost = lambda p: model.config.pass_cost(p.shape[-1], int(p[0, 0]), rows, last_only=True)
+    more = sum(asked) - rows*len(passes)               # beyond the last position of each row
+    return sum(map(cost, passes), Ledger(flops=2*more*_head(model)))
+
+# %% ../nbs/06_cost.ipynb #da060003
 @patch(cls_method=True)
 def record(cls:Timeline,
     model:LanguageModel, # the model
@@ -183,15 +202,13 @@ def record(cls:Timeline,
 )->Timeline:
     "Write tokens, time each, and book the passes that the model made for it."
     check_count('max_new_tokens', max_new_tokens, 3)
-    line, passes, stream = cls([], [], []), [], model.stream(idx, max_new_tokens, **how)
-    cost = lambda p: model.config.pass_cost(p.shape[-1], int(p[0, 0]), len(idx), last_only=True)
-    hook = model.blocks[0].register_forward_pre_hook(lambda block, args: passes.append(args[1].positions))
-    try:
-        for _ in range(max_new_tokens):
-            start = perf_counter(); token = next(stream); line.seconds.append(perf_counter() - start)
-            line.costs.append(sum(map(cost, passes), Ledger()))
-            line.tokens.append(token[0].item()); passes.clear()
-    finally: hook.remove()
+    line = cls([], [], [])
+    with _listening(model) as (passes, asked):
+        start = perf_counter()
+        for token in model.stream(idx, max_new_tokens, **how):
+            line.tokens.append(token[0].item()); line.seconds.append(perf_counter() - start)
+            line.costs.append(_cost(model, len(idx), passes, asked))
+            passes.clear(); asked.clear(); start = perf_counter()
     return line
 
 # %% ../nbs/06_cost.ipynb #db97ea70
