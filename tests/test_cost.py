@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tinylm import (KVCache, Ledger, LMConfig, Machine, ModelDrafter, NGramDrafter, Timeline, Watch,
                     best_time, watch_pass)
 from tinylm.bench import SIZES, bench_table, benchmark
+from tinylm.serving import Job, Request
 
 quick = settings(deadline=None, max_examples=40)
 
@@ -205,13 +206,20 @@ def test_a_recording_leaves_no_listener_behind(how):
 
 def test_ttft_and_tpot_are_kept_apart():
     line = Timeline([5.] + [i/100 for i in range(1, 101)], [Ledger()]*101, [0]*101)
-    assert line.ttft == 5 and line.tpot() == pytest.approx(.505) and line.tpot(95) == pytest.approx(.95,
-        abs=.01)
+    assert line.ttft == 5 and line.itl() == pytest.approx(.505)
+    assert line.itl(95) == pytest.approx(.95, abs=.01)
+
+def test_time_per_output_token_is_the_mean_in_a_timeline_and_in_a_job():
+    "One definition: all the time after the first token, for each later one; a drafter's free tokens count."
+    gaps = [3., 0., 0., 5.]
+    line, job = Timeline([7., *gaps], [Ledger()]*5, [0]*5), Job(Request([1], 5), 0, 9, [1, *[0]*5])
+    job.at = {'arrived': (0, 1.), 'first': (1, 1. + line.ttft), 'ended': (5, 1. + sum(line.seconds))}
+    assert line.tpot() == 2 == job.metrics()['tpot'] and line.ttft == 7 == job.metrics()['ttft']
 
 @pytest.mark.parametrize('percent', [0, 100, 2.5, True])
 def test_a_percentile_that_is_none_is_refused(percent):
     with pytest.raises(ValueError, match=f'percent is {percent}: expected a whole number from 1 to 99'):
-        Timeline([1.]*4, [], []).tpot(percent)
+        Timeline([1.]*4, [], []).itl(percent)
 
 def test_a_timeline_comes_back_from_its_file(tmp_path):
     line = Timeline.record(small_model(), tokens(1, 3), 4)
@@ -285,4 +293,4 @@ def test_nothing_has_no_intensity(): assert Ledger().intensity == 0
 @pytest.mark.parametrize('percent', [0, 100, 50.5, True])
 def test_percentiles_at_and_past_the_edges_are_refused(percent):
     with pytest.raises(ValueError, match=f'percent is {percent}'):
-        Timeline([1.]*5, [Ledger()]*5, [0]*5).tpot(percent)
+        Timeline([1.]*5, [Ledger()]*5, [0]*5).itl(percent)

@@ -10,7 +10,7 @@ import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import prod
-from statistics import quantiles
+from statistics import mean, quantiles
 from time import perf_counter
 
 import torch
@@ -169,10 +169,14 @@ class Timeline:
         "Seconds from the request to the first token: set-up and prefill."
         return self.seconds[0]
 
-    def tpot(self,
+    def tpot(self)->float: # seconds
+        "Seconds for each later token, on average: decode."
+        return mean(self.seconds[1:])
+
+    def itl(self,
         percent:int=50, # 1 to 99; 50 is the median
     )->float: # seconds
-        "A percentile of the seconds for each later token: decode."
+        "A percentile of the seconds between a token and the next."
         check_count('percent', percent, 1, 99)
         return quantiles(self.seconds[1:], n=100, method='inclusive')[percent-1]
 
