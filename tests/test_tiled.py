@@ -4,8 +4,8 @@ from math import sqrt
 
 import pytest
 import torch
+from helpers import seeded, tokens
 from hypothesis import given, settings, strategies as st
-from test_decoding import seeded, small_model
 
 from tinylm import KVCache, LanguageModel, LMConfig, causal_attention, causal_mask, phase_gap, phase_invariant
 from tinylm.attention import ATTENTION
@@ -264,8 +264,6 @@ def twins(**changes):
 
 @pytest.fixture
 def tiny_tiles(monkeypatch): monkeypatch.setitem(ATTENTION, 'tiled', partial(tiled_attention, tile=3))
-
-def tokens(B, T): return torch.randint(11, (B, T), generator=seeded(5))
 
 def test_it_is_in_the_table(): assert ATTENTION['tiled'] is tiled_attention
 
