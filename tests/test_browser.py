@@ -8,7 +8,7 @@ from browser import CHROME, HOW
 
 if not CHROME: pytest.skip(HOW, allow_module_level=True)
 pytest.importorskip('playwright')
-pytest_plugins, pytestmark = ['browser'], pytest.mark.browser
+pytestmark = pytest.mark.browser
 from test_widgets import EVIL, batches, small, timeline, widgets
 
 from tinylm.cost import Ledger, Timeline

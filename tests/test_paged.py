@@ -234,6 +234,7 @@ def interrupted(work, line):
     with failing('line', line) as f: work()
     return f.hit
 
+@pytest.mark.slow
 def test_a_pass_that_is_interrupted_at_any_line_leaves_the_books_right():
     a, b, new = prompt(9, 1), prompt(6, 2), prompt(7, 3)
     for line in range(1, 10**6):

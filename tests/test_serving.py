@@ -392,6 +392,7 @@ def finish(engine):
     assert [j.ids for j in engine.jobs] == [solo(MODEL, j.request) for j in engine.jobs]
     check_content(MODEL, engine.cache, [j.ids for j in engine.jobs])
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n', range(8))
 def test_a_step_that_is_interrupted_at_any_line_was_or_was_not(n):
     "A sample of the lines of each step; afterwards everybody gets the text that they would get alone."
@@ -407,6 +408,7 @@ def test_a_step_that_is_interrupted_at_any_line_was_or_was_not(n):
         if not hit: break
     assert line > 300
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', range(4))
 def test_a_thousand_interrupts_change_no_text(seed):
     rng, model = random.Random(seed), roomy(dropout=.3).train()

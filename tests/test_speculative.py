@@ -113,6 +113,7 @@ def write_on(model, step, idx, n, failure):
     except STOPS: pass
     return torch.cat([text, *write(model, step, text, idx.shape[1] + n - text.shape[1])], 1)
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(models(), st.sampled_from(['mixed', 'model', 'itself', 'ngram']),
        st.sampled_from(sorted(FAILURES)),
@@ -387,6 +388,7 @@ def test_guesses_may_be_any_whole_numbers(guesses):
     model, idx = small_model(), tokens(1, 3)
     assert torch.equal(model.decode(idx, 6, temperature=0, drafter=Other()), greedy(model, idx, 6))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', sorted(FAILURES))
 def test_a_model_drafter_survives_a_failure_at_every_operation_and_line(how):
     small, text, make = small_model(4, block_size=16), [1, 2, 7, 8], FAILURES[how]
