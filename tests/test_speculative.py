@@ -275,11 +275,13 @@ def drawn_triples(drafter, n, **dials):
     texts = [speculative_decode(MODEL, START, 3, drafter, generator=g, **dials)[0][0, -3:] for _ in range(n)]
     return (torch.stack(texts) @ place).bincount(minlength=64)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('drafter', [NGramDrafter(2, 2), ModelDrafter(OTHER, 2)], ids=['ngram', 'model'])
 @pytest.mark.parametrize('dials', DIALS[1:], ids=str)
 def test_texts_are_distributed_as_the_model_says(dials, drafter):
     assert chance(drawn_triples(drafter, 1200, **dials), triples(**dials)) > 1e-4
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rule', [keep_all, draw_from_p])
 @pytest.mark.parametrize('drafter', [NGramDrafter(2, 2), ModelDrafter(OTHER, 2)], ids=['ngram', 'model'])
 def test_texts_of_broken_rules_are_caught(monkeypatch, rule, drafter):

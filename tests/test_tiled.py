@@ -219,6 +219,7 @@ def both(attend, T, backward, H=2, D=8):
 
 tiles_of_16 = partial(tiled_attention, tile=16)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('count', [live, profiled])
 @pytest.mark.parametrize('backward', [False, True])
 def test_the_peak_grows_like_T_in_tiles_and_like_its_square_in_the_reference(count, backward):
