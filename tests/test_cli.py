@@ -181,6 +181,7 @@ def test_python_m_is_the_command(module):
     assert done.returncode == 2 and done.stdout == ''
     assert re.fullmatch("tinylm: .*invalid choice: 'dance'.*\n", done.stderr)
 
+@pytest.mark.slow
 def test_importing_the_modules_of_the_command_starts_nothing():
     done = run_python('-c', 'import tinylm.__main__, tinylm.cli', 'dance', env=ENV)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')

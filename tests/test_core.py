@@ -211,6 +211,7 @@ def test_a_pipe_is_written_into_and_stays_a_pipe(tmp_path):
     assert got == [b'one two'] and stat.S_ISFIFO((tmp_path/'pipe').stat().st_mode)
     assert only(tmp_path) == ['pipe']
 
+@pytest.mark.slow
 def test_a_device_and_a_descriptor_are_written_into(tmp_path):
     write_atomic('/dev/null', [b'gone'])
     assert stat.S_ISCHR(os.stat('/dev/null').st_mode)

@@ -116,6 +116,7 @@ def noted(model, monkeypatch):
         m.setattr(KVCache, 'of', classmethod(of)); m.setattr(type(model), 'logits', listen)
         yield w, counter, asked
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rows', [1, 3])
 @pytest.mark.parametrize('shape', [{}, dict(n_kv_head=1), dict(tie_embeddings=False, n_inner=5, bias=False)],
                          ids=str)

@@ -68,6 +68,7 @@ def work(job):
     return sum(min(len(job.request.ids) + i, job.window) if i == 0 or len(job.request.ids)
                + i > job.window else 1 for i in range(job.request.max_new_tokens))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', range(25))
 def test_none_lost_none_starved_no_page_leaked(seed):
     "41 random requests, a small pool: arrivals, cancellations, preemptions, shared beginnings, long texts."

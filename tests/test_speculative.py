@@ -241,6 +241,7 @@ def draw_from_p_without_the_guess(p, guesses, q, generator):
     fell = torch.tensor(guesses[len(new)-1])
     return new[:-1] + draw(p[len(new)-1].index_fill(0, fell, 0), generator)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('certain', [False, True], ids=['drawn', 'certain'])
 @pytest.mark.parametrize('dials', DIALS, ids=str)
 def test_the_rule_gives_the_models_distribution(dials, certain):
@@ -248,6 +249,7 @@ def test_the_rule_gives_the_models_distribution(dials, certain):
     counts, p = first_and_second(accept_guesses, lp, lq, certain=certain, **dials)
     assert chance(counts, p) > 1e-4
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rule', [keep_all, draw_from_p, draw_from_p_without_the_guess])
 @pytest.mark.parametrize('dials', DIALS, ids=str)
 def test_the_same_test_catches_broken_rules(dials, rule):

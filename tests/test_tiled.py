@@ -228,6 +228,7 @@ def test_the_peak_grows_like_T_in_tiles_and_like_its_square_in_the_reference(cou
     assert tiled[2] - tiled[1] == 2*(tiled[1] - tiled[0])              # exactly linear
     assert reference[2] > 3.8*reference[1] > 3.8*3.5*reference[0]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tile', [8, 16, 32])
 def test_the_peak_is_what_the_derivation_says(tile, H=2, D=8, T=256):
     "Forward: output, maximum and sum of every row, a handful of tiles. Backward: eight vectors a row more."

@@ -259,6 +259,7 @@ def run_without(modules, code):
     assert done.returncode == 0, done.stderr
     return done.stdout
 
+@pytest.mark.slow
 def test_without_notebook_tools_there_is_still_a_page():
     code = '''
 from tinylm.widgets import AttentionMap, LiveTraining
