@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN = .venv/bin
-ABOUT = settings.ini setup.py pyproject.toml
+ABOUT = settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: demo lab test export readme docs
+.PHONY: demo lab test quick export docs
 
 demo: .venv/library          # the main job: train for a minute, write, compare the two phases
 	$(BIN)/tinylm demo
@@ -12,6 +12,9 @@ lab: .venv/everything        # the course in JupyterLab
 
 test: .venv/everything       # everything that can be proved
 	$(BIN)/python -m pytest
+
+quick: .venv/everything      # what can be proved in two minutes, about every module
+	$(BIN)/python -m pytest -m 'not slow and not browser'
 
 export: .venv/everything     # notebooks -> package and README; nbdev looks for _quarto.yml beside the notebooks
 	cp _quarto.yml nbs/_quarto.yml
@@ -28,11 +31,11 @@ docs:                        # the site, into _docs/
 .venv/library: $(ABOUT)
 	@echo 'Setting up .venv (a minute or more; PyTorch is large).'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install -q -e .
+	@$(BIN)/pip install -q -c constraints.txt -e .
 	@touch $@
 
 .venv/everything: $(ABOUT)
 	@echo 'Setting up .venv with everything for notebooks and tests (one to five minutes, 1.5 GB).'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install -q -e '.[dev]'
+	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch .venv/library $@

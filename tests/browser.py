@@ -1,8 +1,9 @@
 "A real browser, and a real JupyterLab in it."
-import os, shutil, socket, subprocess, sys, time, urllib.request
+import os, shutil, socket, subprocess, time, urllib.request
 
 import pytest
 from conftest import ROOT
+from helpers import start_python
 
 NAMES = ('chromium', 'google-chrome', 'chromium-browser')
 CHROME = os.environ.get('CHROME') or next(filter(None, map(shutil.which, NAMES)), None)
@@ -65,8 +66,7 @@ def lab(tmp_path_factory):
                '--ServerApp.port_retries=0', f'--ServerApp.root_dir={tmp/"nbs"}',
                '--IdentityProvider.token=', '--expose-app-in-browser']
     with open(tmp/'lab.log', 'w') as log:
-        command = [sys.executable, '-m', 'jupyterlab', *options]
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        process = start_python('-m', 'jupyterlab', *options, env=env, stdout=log, stderr=log)
     url, deadline = f'http://127.0.0.1:{port}', time.monotonic() + 90
     while True:
         try: urllib.request.urlopen(url + '/api/status', timeout=2); break

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytest_plugins = ['browser']                     # its fixtures: a browser, a JupyterLab
 
 @pytest.fixture(scope='session', autouse=True)
 def own_cache_folder(tmp_path_factory):

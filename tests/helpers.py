@@ -1,11 +1,12 @@
-"What many tests need: small models, random shapes, and failures at random places."
-import os, sys
-from contextlib import contextmanager
+"What many tests need: small models, random shapes, processes, and failures at random places."
+import contextlib, os, signal, subprocess, sys
+from pathlib import Path
 
 import torch
 from hypothesis import settings, strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import tinylm
 from tinylm import LanguageModel, LMConfig
 
 SMALL = dict(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16)
@@ -14,28 +15,30 @@ quick = settings(deadline=None, max_examples=40)
 
 def seeded(n=0): return torch.Generator().manual_seed(n)
 
-def small_model(seed=0, **changes):
+def small_model(seed=0, tokenizer=None, **changes):
     "Far from the tame start, so that differences show."
     torch.manual_seed(seed)
     model = LanguageModel(LMConfig(**SMALL | changes))
+    model.tokenizer = tokenizer
     for p in model.parameters(): torch.nn.init.normal_(p, std=.3)
     return model
 
 @st.composite
 def shapes(draw):
     "Changes of SMALL that make sense together: grouped heads, an inner width, a head of its own, any kernel."
-    size, groups, per_group = draw(st.integers(1, 6)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    size, groups, per_group = (draw(st.integers(1, most)) for most in (6, 3, 3))
     heads = groups*per_group
-    return dict(n_layer=draw(st.integers(1, 3)), n_head=heads, n_kv_head=groups, n_embd=size*heads,
-                n_inner=draw(st.sampled_from([None, 5])), bias=draw(st.booleans()),
+    return dict(n_layer=draw(st.integers(1, 3)), n_head=heads, n_embd=size*heads,
+                n_kv_head=draw(st.sampled_from([groups, None])) if per_group == 1 else groups,
+                n_inner=draw(st.none() | st.integers(1, 40)), bias=draw(st.booleans()),
                 qkv_bias=draw(st.sampled_from([None, True, False])), tie_embeddings=draw(st.booleans()),
                 attention=draw(st.sampled_from(['fused', 'reference', 'tiled'])))
 
 @st.composite
-def models(draw, least=2, most=12):
+def models(draw, least=2, most=12, attention=('fused', 'reference', 'tiled')):
     "A random model in evaluation mode, with a window of `least` to `most` tokens."
-    return small_model(draw(st.integers(0, 99)), block_size=draw(st.integers(least, most)),
-                       **draw(shapes())).eval()
+    changes = draw(shapes()) | dict(attention=draw(st.sampled_from(attention)))
+    return small_model(draw(st.integers(0, 99)), block_size=draw(st.integers(least, most)), **changes).eval()
 
 def tokens(B, T, seed=0): return torch.randint(11, (B, T), generator=seeded(seed))
 
@@ -46,9 +49,36 @@ def cuts(draw, T):
 
 def close(a, b, atol=1e-4): return torch.allclose(a, b, atol=atol, rtol=1e-4)
 
+def decided(model, idx, n):
+    "The greedy text, and whether each of its tokens wins by more than rounding."
+    whole = model.decode(idx, n, temperature=0, use_cache=False)
+    with torch.no_grad():
+        tops = [model.prefill(model.window(whole[:, :t]))[0][0, -1].topk(2).values
+                for t in range(idx.shape[1], whole.shape[1])]
+    return whole, all(a - b > 1e-3 for a, b in tops)
+
+# --- processes
+
+def ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # a shell's background hands it down as ignored
+
+def start(*words, **how):
+    "A process in which Ctrl-C works, whoever started the tests."
+    return subprocess.Popen([str(w) for w in words], preexec_fn=ctrl_c, **how)
+
+def run(*words, **how):
+    "Such a process, waited for, with what it said."
+    how = dict(capture_output=True, text=True) | how
+    return subprocess.run([str(w) for w in words], preexec_fn=ctrl_c, **how)
+
+def start_python(*words, **how): return start(sys.executable, *words, **how)
+
+def run_python(*words, **how): return run(sys.executable, *words, **how)
+
 # --- failures at random places
 
 class Boom(Exception): "What a test throws."
+
+STOPS = Boom, KeyboardInterrupt
 
 class FailingOperation(TorchDispatchMode):
     "The n-th operation of PyTorch fails."
@@ -58,24 +88,26 @@ class FailingOperation(TorchDispatchMode):
         if self.left == 0: raise Boom
         return func(*args, **(kwargs or {}))
 
-@contextmanager
-def interrupt(n):
-    "Ctrl-C before the n-th line of tinylm that runs inside the block; it may run to its end before that."
-    left = [n]
-    def trace(frame, event, _):
-        if '/tinylm/' not in frame.f_code.co_filename: return None
+class Interrupt:
+    "Ctrl-C before the n-th line of tinylm, or of the contexts that it opens, that runs inside the block."
+    OURS = str(Path(tinylm.__file__).parent), contextlib.__file__
+    def __init__(self, n): self.left = n
+    def __enter__(self): self.before = sys.gettrace(); sys.settrace(self.trace); return self
+    def __exit__(self, *_): sys.settrace(self.before)
+    def trace(self, frame, event, _):
+        if not frame.f_code.co_filename.startswith(self.OURS): return None
         if event == 'line':
-            left[0] -= 1
-            if left[0] == 0: raise KeyboardInterrupt
-        return trace
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try: yield
-    finally: sys.settrace(before)
+            self.left -= 1
+            if self.left == 0: raise KeyboardInterrupt
+        return self.trace
 
-@contextmanager
-def failing(how, n):
-    "One of the two, and the exception ends here."
-    try:
-        with (FailingOperation(n) if how == 'operation' else interrupt(n)): yield
-    except (Boom, KeyboardInterrupt): pass
+FAILURES = dict(operation=FailingOperation, line=Interrupt)
+
+class failing:
+    "One of the two, whose exception ends here; `hit` says whether it came so far."
+    def __init__(self, how, n): self.inside, self.hit = FAILURES[how](n), False
+    def __enter__(self): self.inside.__enter__(); return self
+    def __exit__(self, kind, *rest):
+        self.inside.__exit__(kind, *rest)
+        self.hit = kind is not None and issubclass(kind, STOPS)
+        return self.hit

@@ -180,7 +180,7 @@ def test_an_attention_of_no_name_is_refused(name):
 
 @pytest.mark.parametrize('G', [3, -1, True, 1.5])
 def test_heads_that_cannot_share_keys_are_refused(G):
-    with pytest.raises(ValueError, match=f'n_kv_head'): CausalSelfAttention(8, 4, n_kv_head=G)
+    with pytest.raises(ValueError, match='n_kv_head'): CausalSelfAttention(8, 4, n_kv_head=G)
 
 @quick
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 6),

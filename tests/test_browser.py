@@ -4,10 +4,11 @@ import json, math
 import nbformat
 import pytest
 import torch
-from browser import CHROME, HOW, browser, lab, open_notebook, show
+from browser import CHROME, HOW
 
 if not CHROME: pytest.skip(HOW, allow_module_level=True)
 pytest.importorskip('playwright')
+pytestmark = pytest.mark.browser
 from test_widgets import EVIL, batches, small, timeline, widgets
 
 from tinylm.cost import Ledger, Timeline

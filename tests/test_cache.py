@@ -132,6 +132,12 @@ def test_a_rewind_that_makes_no_sense_changes_nothing(n):
     with pytest.raises(ValueError, match=f'n is {n}: expected a whole number from 0 to 3'): cache.rewind(n)
     assert cache.lengths == [3, 5]
 
+def test_one_row_can_be_rewound_alone_and_all_together_after_it():
+    model, cache = small_model().eval(), KVCache(small_model().config, 2)
+    model.prefill(tokens(2, 6), cache=cache)
+    cache.row(1).rewind(4); cache.rewind(1)
+    assert cache.lengths == [5, 1]
+
 # --- bad input leaves the cache as it was
 
 @pytest.mark.parametrize('wrong, says', [

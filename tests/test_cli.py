@@ -1,11 +1,11 @@
 "The command line as a person meets it: `main` in this process for speed, real ones where signals matter."
-import json, os, re, signal, subprocess, sys, threading, time
+import json, os, re, signal, subprocess, threading, time
 from pathlib import Path
 
 import pytest
 import torch
 
-from helpers import seeded
+from helpers import run_python, seeded, start_python
 from tinylm import CharTokenizer, LanguageModel, LMConfig, TrainConfig, read_run, read_safetensors
 from tinylm.cli import main
 
@@ -34,10 +34,8 @@ def fails(capsys, *words):
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 def process(*words):
-    # a shell may hand it down as ignored
-    own = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen([sys.executable, '-m', 'tinylm', *words], text=True, env=ENV, preexec_fn=own,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return start_python('-m', 'tinylm', *words, text=True, env=ENV, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE)
 
 def wait_for(path, proc, seconds=120):
     end = time.time() + seconds
@@ -84,12 +82,14 @@ def test_a_model_is_not_overwritten_by_accident(capsys):
     assert run(capsys, *train, '--seed', 3, '--overwrite')[0] == 0
     assert Path('model.safetensors').read_bytes() != before['model.safetensors']
 
+@pytest.mark.slow
 def test_demo_does_the_whole_job(capsys):
     code, out, _ = run(capsys, 'demo', '--steps', 2)
     assert code == 0 and Path('demo.safetensors').exists() and 'It writes:' in out
     assert [line.split()[0] for line in out.splitlines()
             if line.startswith(('prefill', 'decode'))] == ['prefill', 'decode']
 
+@pytest.mark.slow
 def test_bench_writes_what_it_measured(capsys):
     LanguageModel(LMConfig(vocab_size=3, block_size=16, n_layer=1,
                            n_embd=16)).save_safetensors('m.safetensors')
@@ -113,6 +113,7 @@ def test_control_characters_are_shown_not_obeyed(capsys):
 
 # --- a run that is killed, and one that is interrupted
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits():
     words = ['train', '--corpus', 'text.txt', '--steps', '400', *TINY, '--dropout', '.1']
     whole = process(*words, '--out', 'whole.safetensors')
@@ -136,6 +137,7 @@ def test_ctrl_c_ends_with_one_line_and_keeps_the_checkpoint():
     LanguageModel.from_safetensors('m.safetensors')
     assert not [p for p in Path().iterdir() if p.name.startswith('.')]
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error():
     LanguageModel(LMConfig(vocab_size=2, n_layer=1, n_embd=16),
                   CharTokenizer('ab')).save_safetensors('m.safetensors')
@@ -143,11 +145,13 @@ def test_a_reader_that_leaves_is_no_error():
     proc.stdout.read(5); proc.stdout.close()
     assert proc.wait(120) == 0 and proc.stderr.read() == ''
 
+@pytest.mark.slow
 def test_training_does_not_pass_for_done_when_its_reader_leaves():
     proc = process('train', '--corpus', 'text.txt', '--steps', '50', *TINY, '--out', 'm.safetensors')
     proc.stdout.close()
     assert proc.wait(120) != 0 and 'nobody reads' in proc.stderr.read()
 
+@pytest.mark.slow
 def test_a_polite_kill_is_like_ctrl_c():
     proc = process('train', '--corpus', 'text.txt', '--steps', '100000', *TINY, '--out', 'm.safetensors')
     wait_for(Path('m.safetensors'), proc)
@@ -168,30 +172,30 @@ def test_a_signal_that_a_library_turns_into_an_error_still_stops(capsys, monkeyp
     try: assert run(capsys, 'train') == (130, '', 'tinylm: stopped\n')
     finally: signal.signal(signal.SIGINT, before)
 
+@pytest.mark.slow
 def test_a_terminal_without_the_characters_gets_others():
     LanguageModel(LMConfig(vocab_size=2, n_layer=1, n_embd=16),
                   CharTokenizer('aé')).save_safetensors('m.safetensors')
     words = 'generate --checkpoint m.safetensors --prompt a --max-tokens 30'.split()
-    proc = subprocess.run([sys.executable, '-m', 'tinylm', *words], capture_output=True,
-                          env=ENV | {'PYTHONIOENCODING': 'ascii'})
+    proc = run_python('-m', 'tinylm', *words, text=False, env=ENV | {'PYTHONIOENCODING': 'ascii'})
     assert proc.returncode == 0 and len(proc.stdout) == 32 and b'?' in proc.stdout
 
 # --- ways to start
 
+@pytest.mark.slow
 @pytest.mark.parametrize('module', ['tinylm', 'tinylm.cli'])
 def test_python_m_is_the_command(module):
-    go = lambda *words: subprocess.run([sys.executable, '-m', module, *words], capture_output=True, text=True,
-                                       env=ENV)
+    go = lambda *words: run_python('-m', module, *words, env=ENV)
     done = go('--version')
     assert done.returncode == 0 and done.stdout.startswith('tinylm ') and done.stderr == ''
     done = go('dance')
     assert done.returncode == 2 and done.stdout == ''
     assert re.fullmatch("tinylm: .*invalid choice: 'dance'.*\n", done.stderr)
 
+@pytest.mark.slow
 def test_importing_the_modules_of_the_command_starts_nothing():
-    done = subprocess.run([sys.executable, '-c', 'import tinylm.__main__, tinylm.cli', 'dance'],
-                          capture_output=True, env=ENV)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b'', b'')
+    done = run_python('-c', 'import tinylm.__main__, tinylm.cli', 'dance', env=ENV)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 
 def test_main_works_in_a_thread_and_leaves_the_process_as_it_was(capsys):
     before, codes = signal.getsignal(signal.SIGTERM), []

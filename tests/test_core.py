@@ -1,12 +1,12 @@
 "Refusals in one short line, numbers that are numbers, and files that are whole or absent."
-import errno, os, re, stat, subprocess, sys, threading
+import errno, os, re, stat, subprocess, threading
 from math import inf, nan
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from helpers import Boom, quick
+from helpers import Boom, run_python, quick, start_python
 
 from tinylm import CharTokenizer, LanguageModel, LMConfig, write_atomic
 from tinylm.core import check_count, check_number, check_one_of, check_writable, data_dir, shown
@@ -211,6 +211,7 @@ def test_a_pipe_is_written_into_and_stays_a_pipe(tmp_path):
     assert got == [b'one two'] and stat.S_ISFIFO((tmp_path/'pipe').stat().st_mode)
     assert only(tmp_path) == ['pipe']
 
+@pytest.mark.slow
 def test_a_device_and_a_descriptor_are_written_into(tmp_path):
     write_atomic('/dev/null', [b'gone'])
     assert stat.S_ISCHR(os.stat('/dev/null').st_mode)
@@ -218,16 +219,16 @@ def test_a_device_and_a_descriptor_are_written_into(tmp_path):
             "[b'in\\n']);"
             "print('after', flush=True); write_atomic('/dev/fd/2', [b'err\\n'])")
     with open(tmp_path/'out', 'wb') as out, open(tmp_path/'err', 'wb') as err:
-        subprocess.run([sys.executable, '-c', code], stdout=out, stderr=err, check=True)
+        run_python('-c', code, capture_output=False, stdout=out, stderr=err, check=True)
     assert (tmp_path/'out').read_text() == 'before\nin\nafter\n' and (tmp_path/'err').read_text() == 'err\n'
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
     code = ("import sys; from tinylm.core import write_atomic\n"
             "def chunks():\n    yield b'half'; print('writing', flush=True); sys.stdin.read(); yield b' "
             "whole'\n"
             f"write_atomic({str(tmp_path/'file')!r}, chunks())")
-    writers = [subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE,
-                                stdout=subprocess.PIPE) for _ in range(3)]
+    writers = [start_python('-c', code, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(3)]
     for w in writers: assert w.stdout.readline() == b'writing\n'
     for w in writers[:2]: w.kill(); w.wait()
     assert len(only(tmp_path)) == 3

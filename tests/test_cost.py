@@ -6,9 +6,8 @@ from time import perf_counter
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
-from test_cache import tokens
-from test_decoding import small_model
+from helpers import models, quick, small_model, tokens
+from hypothesis import given, strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,25 +16,12 @@ from tinylm import (KVCache, Ledger, LMConfig, Machine, ModelDrafter, NGramDraft
 from tinylm.bench import SIZES, bench_table, benchmark
 from tinylm.serving import Job, Request
 
-quick = settings(deadline=None, max_examples=40)
-
 # --- the ledger
-
-@st.composite
-def models(draw):
-    "Any model that an LMConfig of lesson 02 can describe."
-    G, share, D = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 6))
-    return small_model(
-        n_layer=draw(st.integers(1, 3)), n_head=G*share, n_embd=G*share*D,
-        block_size=draw(st.integers(2, 12)),
-        n_kv_head=draw(st.sampled_from([G, None])), n_inner=draw(st.none() | st.integers(1, 40)),
-        bias=draw(st.booleans()), qkv_bias=draw(st.sampled_from([None, True, False])),
-        tie_embeddings=draw(st.booleans()), attention=draw(st.sampled_from(['fused', 'reference']))).eval()
 
 @st.composite
 def passes(draw):
     "A model, a cache that may hold something, the next tokens, and what `pass_cost` is asked."
-    model, B = draw(models()), draw(st.integers(1, 3))
+    model, B = draw(models(attention=('fused', 'reference'))), draw(st.integers(1, 3))
     past = draw(st.integers(0, model.config.block_size-1))
     T, cache = draw(st.integers(1, model.config.block_size-past)), KVCache(model.config, B)
     if past: model.prefill(tokens(B, past), cache=cache)
@@ -131,6 +117,7 @@ def noted(model, monkeypatch):
         m.setattr(KVCache, 'of', classmethod(of)); m.setattr(type(model), 'logits', listen)
         yield w, counter, asked
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rows', [1, 3])
 @pytest.mark.parametrize('shape', [{}, dict(n_kv_head=1), dict(tie_embeddings=False, n_inner=5, bias=False)],
                          ids=str)

@@ -1,7 +1,7 @@
 "The law for every way through the model: the logits of one prefill, also after a pass that failed anywhere."
 import pytest
 import torch
-from helpers import close, cuts, failing, models, quick, seeded, tokens
+from helpers import close, cuts, decided, failing, models, quick, seeded, tokens
 from hypothesis import assume, given, strategies as st
 
 from tinylm import Engine, KVCache, ModelDrafter, NGramDrafter, PagedKVCache, Request, phase_invariant
@@ -89,14 +89,6 @@ def test_the_public_law_for_every_kind_of_cache(model, data):
     pages = Paged(model, 2)
     for cache in (None, KVCache.of(model, 2), pages.cache.batch(pages.rows)):
         assert phase_invariant(model, x, k, cache=cache)
-
-def decided(model, idx, n):
-    "Whether every token of the greedy text wins by more than rounding."
-    whole = model.decode(idx, n, temperature=0, use_cache=False)
-    with torch.no_grad():
-        tops = [model.prefill(model.window(whole[:, :t]))[0][0, -1].topk(2).values
-                for t in range(idx.shape[1], whole.shape[1])]
-    return whole, all(a - b > 1e-3 for a, b in tops)
 
 @quick
 @given(models(), st.integers(1, 12), st.integers(1, 14), st.integers(1, 400), HOW, st.data())

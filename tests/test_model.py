@@ -11,18 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import tinylm
-from helpers import SMALL, close, failing, quick, seeded, shapes, small_model as plain_model
+from helpers import SMALL, close, failing, quick, shapes, small_model, tokens
 from tinylm import (CharTokenizer, KVCache, LanguageModel, LMConfig, Pass, Trainer, TrainConfig, Watched,
                     causal_attention, causal_mask, differences)
 
 CHARS = '\n"\\aß☃😀\x00\u2028zé'
-
-def small_model(seed=0, tokenizer=None, **changes):
-    model = plain_model(seed, **changes)
-    model.tokenizer = tokenizer
-    return model
-
-def tokens(*shape, seed=0): return torch.randint(11, shape, generator=seeded(seed))
 
 def bits(model):
     return {name: (t.dtype, t.shape, t.numpy().tobytes()) for name, t in model.state_dict().items()}
@@ -84,7 +77,7 @@ def test_a_size_that_is_not_given_follows_from_the_others(shape):
 def test_n_params_is_the_count_and_a_shape_has_the_parts_that_it_says(shape, V, block_size):
     model = LanguageModel(LMConfig(**shape, vocab_size=V, block_size=block_size))
     assert model.config.n_params == sum(p.numel() for p in model.parameters())
-    names, (G, D, C) = dict(model.named_parameters()), (shape['n_kv_head'], model.config.head_size,
+    names, (G, D, C) = dict(model.named_parameters()), (model.config.n_kv, model.config.head_size,
                                                         shape['n_embd'])
     assert names['blocks.0.attention.qkv.weight'].shape == (C + 2*G*D, C)
     assert names['blocks.0.mlp.up.weight'].shape == (shape['n_inner'] or 4*C, C)
@@ -146,7 +139,8 @@ def test_forward_is_prefill():
 @given(shapes())
 def test_prefill_is_the_network_written_out(shape):
     "Pre-norm blocks on a residual stream, GELU by tanh, a final norm, the token table or a head as output."
-    model, x, group = small_model(**shape, norm_eps=.1), tokens(2, 8), shape['n_head']//shape['n_kv_head']
+    model, x = small_model(**shape, norm_eps=.1), tokens(2, 8)
+    group = model.config.n_head//model.config.n_kv
     norm = lambda layer, x: F.layer_norm(x, x.shape[-1:], layer.weight, layer.bias, .1)
     stream = model.tok_emb.weight[x] + model.pos_emb.weight[:8]
     for block in model.blocks:
@@ -250,7 +244,7 @@ def test_a_fresh_text_stands_at_0_1_2_and_a_watched_pass_gives_the_same_numbers(
         watched = Watched(p)
         assert torch.equal(watched.positions, torch.arange(T)[None])
         assert torch.equal(watched.hidden(model, x), model.hidden(x))
-    H, G, D = shape['n_head'], shape['n_kv_head'], model.config.head_size
+    H, G, D = shape['n_head'], model.config.n_kv, model.config.head_size
     assert [layer for layer, *_ in watched.seen] == list(range(shape['n_layer']))
     for _, q, k, heard in watched.seen:
         assert (q.shape, k.shape, heard.shape) == ((B, H, T, D), (B, G, T, D), q.shape)

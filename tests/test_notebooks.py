@@ -27,6 +27,7 @@ def with_solutions(nb):
 
 def printed(cell): return ''.join(o.get('text', '') for o in cell.outputs if o.get('name') == 'stdout')
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=names)
 def test_run_all_from_a_fresh_kernel(path, tmp_path):
     nb = nbformat.read(path, 4)

@@ -1,12 +1,15 @@
 "Notebooks, package, README and site say the same."
-import ast, importlib, inspect, re, shutil, subprocess, sys
+import ast, importlib, inspect, os, re, shutil, signal, sys
 from collections import Counter
 from configparser import ConfigParser
+from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from conftest import ROOT
+from helpers import run, run_python
+from packaging.requirements import Requirement
 
 import tinylm
 from tinylm import cli
@@ -24,6 +27,7 @@ def markdown(path):
 
 # --- the package is its notebooks
 
+@pytest.mark.slow
 def test_clean_and_export_change_nothing(tmp_path, monkeypatch):
     "On a copy whose modules are deleted first; so no module can be left over that has no notebook."
     monkeypatch.delenv('IN_TEST', raising=False)
@@ -32,8 +36,8 @@ def test_clean_and_export_change_nothing(tmp_path, monkeypatch):
                     ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     (tmp_path/'tinylm').mkdir()
     for command in ('nbdev_clean', 'nbdev_export'):
-        subprocess.run([sys.executable, '-c', f'from nbdev.clean import nbdev_clean; from nbdev.doclinks '
-                                              f'import nbdev_export; {command}()'], cwd=tmp_path, check=True)
+        run_python('-c', f'from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; '
+                            f'{command}()', cwd=tmp_path, check=True)
     files = lambda folder, pattern: {p.name: p.read_text() for p in folder.glob(pattern)}
     for folder, pattern in (('tinylm', '*.py'), ('nbs', '*.ipynb')):
         old, new = files(ROOT/folder, pattern), files(tmp_path/folder, pattern)
@@ -154,8 +158,9 @@ def test_no_line_is_longer_than_110():
         long += [f'{m}:{i}' for i, l in enumerate(source.splitlines(), 1) if len(l) > 110
                  and i not in free and not l.startswith('"""')]
     assert long == []
-    done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--output-format', 'concise', '.'],
-                          cwd=ROOT, capture_output=True, text=True)
+
+def test_ruff_has_nothing_to_say():
+    done = run_python('-m', 'ruff', 'check', '--output-format', 'concise', '.', cwd=ROOT)
     assert done.returncode == 0, done.stdout
 
 # --- packaging
@@ -166,8 +171,7 @@ def test_the_package_runs_without_notebook_tools():
                'jupyterlab', 'execnb', 'nbclient', 'nbformat', 'yaml', 'pytest', 'hypothesis']
     code = (f'import sys\nfor m in {blocked}: sys.modules[m] = None\n'
             'import tinylm, tinylm.cli\nprint(tinylm.LanguageModel().config.n_params)')
-    assert int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
-                              check=True).stdout) > 0
+    assert int(run_python('-c', code, check=True).stdout) > 0
 
 def settings():
     config = ConfigParser(); config.read(ROOT/'settings.ini', encoding='utf-8')
@@ -186,24 +190,144 @@ def test_the_version_has_one_source():
     assert tinylm.__version__ == settings()['version']
     assert f"## {settings()['version']}" in (ROOT/'CHANGELOG.md').read_text()
 
+def test_the_citation_is_that_of_the_settings():
+    cite, cfg = yaml.safe_load((ROOT/'CITATION.cff').read_text()), settings()
+    assert (cite['title'], cite['version'], cite['repository-code']) == (cfg['title'], cfg['version'],
+                                                                         cfg['git_url'])
+    assert cite['authors'] == [{'name': cfg['author']}] and 'doi' not in cite
+
 def test_every_flag_of_a_dataclass_is_explained():
     assert {f.name for f in [*cli._SHAPE, *cli._RECIPE]} == cli._ABOUT.keys()
 
-def test_the_source_distribution_builds_and_holds_what_it_needs(tmp_path):
+@pytest.mark.slow
+def test_both_distributions_build_and_the_installed_package_works(tmp_path):
+    "The wheel is built from the source distribution, so that this holds all that is needed."
     pytest.importorskip('setuptools')
     for name in ('settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'):
         shutil.copy(ROOT/name, tmp_path/name)
     shutil.copytree(ROOT/'tinylm', tmp_path/'tinylm', ignore=shutil.ignore_patterns('__pycache__'))
-    build = lambda call, where: subprocess.run([sys.executable, '-c',
-        f'from setuptools import build_meta as b; print(b.{call}("."))'], cwd=where, check=True,
-        capture_output=True)
+    build = lambda call, where: run_python('-c', f'from setuptools import build_meta as b; b.{call}(".")',
+                                           cwd=where, check=True)
     build('build_sdist', tmp_path)
     archive, = tmp_path.glob('tinylm-*.tar.gz')
     shutil.unpack_archive(archive, tmp_path/'out')
     unpacked, = (tmp_path/'out').iterdir()
-    build('prepare_metadata_for_build_wheel', unpacked)
-    assert {p.name for p in (unpacked/'tinylm'/'static').iterdir()} == {p.name
-        for p in (ROOT/'tinylm'/'static').iterdir()}
+    build('build_wheel', unpacked)
+    wheel, = unpacked.glob('tinylm-*.whl')
+    run_python('-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', tmp_path/'site', wheel,
+               check=True)
+    static = lambda folder: {p.name for p in (folder/'tinylm'/'static').iterdir()}
+    assert static(tmp_path/'site') == static(ROOT)
+    env = os.environ | {'PYTHONPATH': str(tmp_path/'site')}
+    said = run_python(tmp_path/'site'/'bin'/'tinylm', '--version', env=env, check=True).stdout
+    where = run_python('-c', 'import tinylm; print(tinylm.__file__)', cwd=tmp_path/'out', env=env).stdout
+    assert said == f"tinylm {settings()['version']}\n"
+    assert Path(where.strip()) == tmp_path/'site'/'tinylm'/'__init__.py'
+
+# --- whoever joins
+
+PYTHONS = ['3.10', '3.11', '3.12', '3.13']
+
+def workflows():
+    return {p.stem: yaml.safe_load(p.read_text()) for p in (ROOT/'.github'/'workflows').glob('*.yml')}
+
+def test_each_python_has_its_tests():
+    jobs = workflows()['test']['jobs']
+    commands = {name: [s['run'] for s in job['steps'] if 'run' in s] for name, job in jobs.items()}
+    assert commands == {'all': ['make test'], 'quick': ['make quick']}
+    setup = lambda job: next(s['with'] for s in job['steps'] if 'setup-python' in s.get('uses', ''))
+    everything, others = setup(jobs['all'])['python-version'], jobs['quick']['strategy']['matrix']['python']
+    assert sorted([everything, *others], key=lambda v: int(v.split('.')[1])) == PYTHONS
+    assert setup(jobs['quick'])['python-version'] == '${{ matrix.python }}'
+    assert PYTHONS[0] == settings()['min_python']
+
+@pytest.mark.parametrize('name', ['test', 'site'])
+def test_a_workflow_may_little_ends_and_runs_what_the_makefile_has(name):
+    flow = workflows()[name]
+    assert flow['permissions'] == {'contents': 'read'} and flow['concurrency']['group']
+    assert flow[True]['push']['branches'] == [settings()['branch']]       # YAML reads `on` as true
+    targets = re.findall(r'^(\w+):', (ROOT/'Makefile').read_text(), re.M)
+    for job in flow['jobs'].values():
+        assert job['timeout-minutes'] <= 90
+        for step in job['steps']:
+            if 'uses' in step: assert re.fullmatch(r'[\w-]+(/[\w-]+)+@v\d+', step['uses'])
+            else: assert step['run'].split()[0] == 'make' and step['run'].split()[1] in targets
+
+@pytest.mark.parametrize('python', PYTHONS)
+def test_the_constraints_hold_each_dependency_at_one_version(python):
+    lines, here = (ROOT/'constraints.txt').read_text().splitlines(), {'python_version': python}
+    held = [r for r in (Requirement(l) for l in lines if l and l[0] != '#')
+            if not r.marker or r.marker.evaluate(here)]
+    pins = {r.name: r.specifier for r in held}
+    wanted = [Requirement(r) for kind in ('requirements', 'dev_requirements')
+              for r in settings()[kind].split()]
+    assert len(held) == len(pins) and {r.name for r in wanted} == pins.keys()
+    for r in wanted:
+        pin, = pins[r.name]
+        assert pin.operator == '==' and pin.version in r.specifier
+
+def test_the_marks_are_known_and_quick_leaves_both_out(pytestconfig):
+    known = {line.split(':')[0] for line in pytestconfig.getini('markers')}
+    assert {'slow', 'browser'} <= known and '--strict-markers' in pytestconfig.getini('addopts')
+    recipe = re.search(r'^quick: \.venv/everything.*\n\t(.*)', (ROOT/'Makefile').read_text(), re.M)[1]
+    assert recipe == "$(BIN)/python -m pytest -m 'not slow and not browser'"
+
+@pytest.mark.slow
+def test_quick_runs_no_notebook_and_no_browser_and_something_of_every_file():
+    words = '-m pytest --collect-only -q -o addopts= -m'.split()
+    listed = run_python(*words, 'not slow and not browser', cwd=ROOT, check=True).stdout
+    names = re.findall(r'^tests/(test_\w+\.py)::(\w+)', listed, re.M)
+    files = {p.name for p in (ROOT/'tests').glob('test_*.py')}
+    assert {file for file, _ in names} == files - {'test_browser.py'}
+    assert 'test_run_all_from_a_fresh_kernel' not in {test for _, test in names}
+
+def test_processes_are_started_in_one_place():
+    starts = r'\bsubprocess\.(run|Popen|call|check_)|os\.system|preexec[_]fn='
+    assert [p.name for p in (ROOT/'tests').glob('*.py') if re.search(starts, p.read_text())] == ['helpers.py']
+
+def test_ctrl_c_works_in_a_process_although_the_tests_were_told_to_ignore_it():
+    "As in `make test &` of a shell without job control."
+    code = 'import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)'
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try: said = run_python('-c', code).stdout
+    finally: signal.signal(signal.SIGINT, before)
+    assert said == 'True\n'
+
+def test_the_forms_can_be_filled_in():
+    for form in (ROOT/'.github'/'ISSUE_TEMPLATE').glob('*.yml'):
+        if form.stem == 'config': continue
+        body = yaml.safe_load(form.read_text())['body']
+        assert len({field['id'] for field in body}) == len(body)
+        assert all(field['attributes']['label'] and field['type'] in ('input', 'textarea', 'dropdown')
+                   for field in body)
+
+# --- links and installs
+
+def texts():
+    "What people read or copy from, by path."
+    patterns = '*.md', 'CITATION.cff', '_quarto.yml', 'Makefile', '.github/**/*.*', 'nbs/*.ipynb', \
+        'tinylm/*.py', 'tools/*.py', 'benchmarks/*.py'
+    return {p.relative_to(ROOT): p.read_text() for pattern in patterns for p in ROOT.glob(pattern)}
+
+def test_links_to_the_repository_are_those_of_the_settings():
+    cfg, seen = settings(), set()
+    home, site, more = re.escape(cfg['git_url']), cfg['doc_host'] + cfg['doc_baseurl'], r'[^\s)\]"\'`<>\\]*'
+    for path, text in texts().items():
+        for link in re.findall(rf'(?:git\+)?https?://{more}/{cfg["repo"]}\b{more}', text):
+            if link.startswith(site): continue
+            m = re.fullmatch(rf'(?:git\+)?{home}(?:@(.+)|/(?:blob|tree|raw|edit)/([^/]+).*|[/#].*|)', link)
+            assert m and {*m.groups()} <= {None, cfg['branch']}, f'{path}: {link}'
+            seen.add(str(path))
+    assert {'README.md', 'SECURITY.md', 'CITATION.cff'} <= seen
+
+def test_nobody_is_told_to_install_a_bare_name():
+    "It may belong to somebody else."
+    lib, seen = settings()['lib_name'], 0
+    for path, text in texts().items():
+        for words in re.findall(r'\bpip3? install ([^\n`]*)', text):
+            assert not re.search(rf"(^|[\s'\"]){lib}(?![\w/]| @ git\+)", words), f'{path}: {words}'
+            seen += f'{lib} @ git+' in words
+    assert seen
 
 # --- README and site
 
@@ -221,8 +345,7 @@ def test_readme_starts_with_two_commands():
 def test_make_docs_says_where_to_get_quarto_and_installs_nothing(tmp_path):
     shutil.copy(ROOT/'Makefile', tmp_path/'Makefile')
     for tool in ('make', 'sh'): (tmp_path/tool).symlink_to(shutil.which(tool))
-    done = subprocess.run([tmp_path/'make', 'docs'], cwd=tmp_path, env={'PATH': str(tmp_path)},
-                          capture_output=True, text=True)
+    done = run(tmp_path/'make', 'docs', cwd=tmp_path, env={'PATH': str(tmp_path)})
     assert done.returncode != 0 and done.stdout == ('make docs needs Quarto, which is a program of its own: '
                                                     'https://quarto.org/docs/get-started/\n')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['Makefile', 'make', 'sh']
@@ -242,9 +365,7 @@ def test_every_page_is_in_the_sidebar_in_reading_order():
 def test_the_site_is_described_once():
     "nbdev looks only beside the notebooks, and a symbolic link breaks on some systems: so there is a copy."
     assert (ROOT/'nbs'/'_quarto.yml').read_text() == (ROOT/'_quarto.yml').read_text(), 'run `make export`'
-    links = [p for p in subprocess.run(['git', 'ls-files', '-s'], cwd=ROOT, capture_output=True,
-                                       text=True).stdout.splitlines() if p.startswith('120000')]
-    assert not links
+    assert not re.findall('^120000', run('git', 'ls-files', '-s', cwd=ROOT).stdout, re.M)
 
 def slug(heading):
     return re.sub(r'[^\w\- ]', '', re.sub(r'`|\*', '', heading).lower()).strip().replace(' ', '-')
@@ -288,13 +409,14 @@ def test_every_figure_has_an_alt_text(path):
                and any('image/png' in o.get('data', {}) and 'text/html' not in o.data for o in c.outputs)]
     assert [s for s in figures if not re.match(r'#\| fig-alt: "[^"\\]{30,}"\n', s)] == []
 
+@pytest.mark.slow
 def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
     "nbdev's own processing, which Quarto then renders: sources stay visible, docments become tables."
     for name in ('settings.ini', '_quarto.yml', 'tinylm'):
         (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, tmp_path/name)
     shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True)
     code = 'from nbdev.serve import proc_nbs\nif __name__ == "__main__": proc_nbs(n_workers=0)'
-    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
+    run_python('-c', code, cwd=tmp_path, check=True)
     pages = {p.name: nbformat.read(p, 4) for p in (tmp_path/'_proc').glob('*.ipynb')}
     assert sorted(pages) == [p.name for p in PAGES] and (tmp_path/'_proc'/'images'/'phases.svg').exists()
     page = pages['02_model.ipynb'].cells

@@ -3,8 +3,8 @@ import json, random
 
 import pytest
 import torch
-from test_decoding import seeded
-from test_paged import GROUPED, MODEL, V, check_content, interrupted, prompt, small_model
+from helpers import seeded
+from test_paged import GROUPED, MODEL, V, check_content, interrupted, prompt, roomy
 from test_paged import check_books as check_pages
 
 from tinylm import Sampling, serving
@@ -68,6 +68,7 @@ def work(job):
     return sum(min(len(job.request.ids) + i, job.window) if i == 0 or len(job.request.ids)
                + i > job.window else 1 for i in range(job.request.max_new_tokens))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', range(25))
 def test_none_lost_none_starved_no_page_leaked(seed):
     "41 random requests, a small pool: arrivals, cancellations, preemptions, shared beginnings, long texts."
@@ -78,7 +79,7 @@ def test_none_lost_none_starved_no_page_leaked(seed):
     engine = Recorder(model, slots=slots, budget=slots + rng.randint(1, 12),
         n_pages=rng.randint(most, most*slots), size=size,
         policy=rng.choice([first_come, first_come, shortest_first]))
-    beginnings, jobs, left, allowed = [[rng.randrange(V) for _ in range(12)] for _ in range(3)], [], 41, 0
+    beginnings, jobs, left = [[rng.randrange(V) for _ in range(12)] for _ in range(3)], [], 41
     while left or engine.busy:
         for _ in range(rng.choice([0, 0, 1, 2, 5]) if left else 0):
             if left: jobs.append(engine.add(random_request(rng, beginnings))); left -= 1
@@ -128,7 +129,7 @@ def test_the_contract_of_the_design():
                                          for p in (prompt(3), prompt(5))]
 
 def test_a_long_prompt_does_not_stall_those_who_write():
-    model = small_model(block_size=64)
+    model = roomy(block_size=64)
     engine = Engine(model, slots=3, budget=8, size=4)
     first = engine.add(Request(prompt(3), 30, temperature=0)); engine.step()
     engine.add(Request(prompt(60), 2, temperature=0))
@@ -167,42 +168,42 @@ def test_stream_hands_out_tokens_at_once_and_cancels_when_nobody_listens():
     assert [j.state for j in engine.jobs] == ['cancelled']*2
 
 def test_the_model_keeps_its_mode_and_its_products():
-    model = small_model(dropout=.5).train()
+    model = roomy(dropout=.5).train()
     out = Engine(model).generate([Request(prompt(4), 6, temperature=0)])
     assert all(m.training for m in model.modules()) and not any('forward' in vars(m) for m in model.modules())
     assert out[0].tolist() == solo(model.eval(), Request(prompt(4), 6, temperature=0))
 
 def test_an_engine_notices_other_weights():
-    model = small_model()
+    model = roomy()
     engine = Engine(model); engine.add(Request(prompt(4), 6)); engine.step()
     with torch.no_grad(): model.blocks[0].mlp.up.weight.mul_(2)
     for late in (lambda: engine.add(Request([1], 2)), lambda: engine.stream([[1]], max_new_tokens=2),
                  lambda: engine.generate([[1]], max_new_tokens=2)):
         with pytest.raises(ValueError, match='the weights have changed'): late()
     assert len(engine.jobs) == 1
-    model, engine = small_model(), Engine(small_model())
+    model, engine = roomy(), Engine(roomy())
     # other tensors, not changed ones
     engine.model.load_state_dict(model.state_dict(), assign=True)
     with pytest.raises(ValueError, match='the weights have changed'): engine.add(Request([1], 2))
     engine = Engine(model)
-    model.blocks[0].mlp.up = torch.nn.Linear(8, 32)
+    model.blocks[0].mlp.up = torch.nn.Linear(16, 64)
     with pytest.raises(ValueError, match='the weights have changed'): engine.add(Request([1], 2))
 
 def test_a_hook_on_the_model_still_fires():
-    model, seen = small_model(), []
+    model, seen = roomy(), []
     model.blocks[0].attention.qkv.register_forward_hook(lambda *_: seen.append(1))
     out = Engine(model).generate([Request(prompt(4), 6, temperature=0)])
-    assert len(seen) == 6 and out[0].tolist() == solo(small_model(), Request(prompt(4), 6, temperature=0))
+    assert len(seen) == 6 and out[0].tolist() == solo(roomy(), Request(prompt(4), 6, temperature=0))
 
 @pytest.mark.parametrize('name', sorted(ATTENTION))
 def test_every_kind_of_attention_serves(name):
-    model = small_model(attention=name)
+    model = roomy(attention=name)
     requests = [Request(prompt(n), 6, temperature=0) for n in (9, 3, 14)]
     assert [t.tolist() for t in Engine(model, slots=2, budget=5, size=3).generate(requests)] == [solo(MODEL,
         r) for r in requests]
 
 def test_bfloat16_serves_too():
-    model = small_model().bfloat16()
+    model = roomy().bfloat16()
     out = Engine(model, size=4).generate([Request(prompt(4), 6, temperature=0),
                                           Request(prompt(7), 3, temperature=0)])
     assert [len(t) for t in out] == [10, 10]
@@ -392,6 +393,7 @@ def finish(engine):
     assert [j.ids for j in engine.jobs] == [solo(MODEL, j.request) for j in engine.jobs]
     check_content(MODEL, engine.cache, [j.ids for j in engine.jobs])
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n', range(8))
 def test_a_step_that_is_interrupted_at_any_line_was_or_was_not(n):
     "A sample of the lines of each step; afterwards everybody gets the text that they would get alone."
@@ -407,9 +409,10 @@ def test_a_step_that_is_interrupted_at_any_line_was_or_was_not(n):
         if not hit: break
     assert line > 300
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', range(4))
 def test_a_thousand_interrupts_change_no_text(seed):
-    rng, model = random.Random(seed), small_model(dropout=.3).train()
+    rng, model = random.Random(seed), roomy(dropout=.3).train()
     model.blocks[1].eval()
     modes, hits = [m.training for m in model.modules()], 0
     engine = Engine(model, slots=3, budget=6, n_pages=10, size=2)
@@ -439,7 +442,7 @@ def test_a_failed_step_is_done_again(monkeypatch, place):
 
 def broken(place):
     "Finite weights, and no finite logits for texts that reach this position."
-    model = small_model()
+    model = roomy()
     with torch.no_grad(): model.pos_emb.weight[place] = 3e38*(-1)**torch.arange(model.config.n_embd)
     return model
 
@@ -531,7 +534,7 @@ def replaced(m): m.norm.weight = torch.nn.Parameter(m.norm.weight*2)
 
 @pytest.mark.parametrize('change', [other_data, copied, in_place, loaded, vector, replaced])
 def test_weights_that_change_in_any_way_are_noticed_by_the_next_request(change):
-    model = small_model()
+    model = roomy()
     engine = Engine(model, size=2)
     engine.generate([prompt(6)], max_new_tokens=4, temperature=0)
     with torch.no_grad(): change(model)

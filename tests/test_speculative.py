@@ -1,29 +1,15 @@
 "Speculation writes what decode writes: the same tokens, or the same distribution."
-import sys
 from itertools import product
 
 import pytest
 import torch
-from helpers import Boom, FailingOperation
+from helpers import (FAILURES, STOPS, Boom, FailingOperation, close, decided, models, quick, seeded,
+                     small_model, tokens)
 from hypothesis import assume, given, settings, strategies as st
-from test_cache import close, models, tokens
-from test_decoding import seeded, small_model
 
-from tinylm import STEPS, KVCache, LanguageModel, LMConfig, Sampling, cache, probabilities, speculative, write
+from tinylm import STEPS, LanguageModel, LMConfig, Sampling, probabilities, speculative, write
 from tinylm.speculative import (ModelDrafter, NGramDrafter, SpeculativeStats, accept_guesses,
                                 speculative_decode)
-
-quick = settings(deadline=None, max_examples=40)
-
-@st.composite
-def shared_heads(draw):
-    "Models whose query heads share keys and values, and whose head has weights of its own."
-    G, each, D = (draw(st.integers(1, n)) for n in (3, 3, 4))
-    shape = dict(n_layer=draw(st.integers(1, 3)), n_head=G*each, n_kv_head=G, n_embd=G*each*D,
-                 block_size=draw(st.integers(2, 12)), tie_embeddings=draw(st.booleans()))
-    return small_model(draw(st.integers(0, 99)), **shape).eval()
-
-def any_models(): return st.one_of(models(), shared_heads())
 
 class Scripted:
     "Guesses what a function says."
@@ -36,13 +22,6 @@ class Scripted:
         return guesses, None
 
 def greedy(model, idx, n): return model.decode(idx, n, temperature=0)
-
-def decided(model, idx, n):
-    "Whether every token of the greedy text wins by more than rounding."
-    whole, W = greedy(model, idx, n), model.config.block_size
-    ends = range(idx.shape[1], whole.shape[1])
-    with torch.no_grad(): last = [model.prefill(whole[:, :t][:, -W:])[0][0, -1] for t in ends]
-    return all(a - b > 1e-4 for a, b in (logits.topk(2).values for logits in last))
 
 def right(model, idx, n):
     whole = greedy(model, idx, n)[0].tolist()
@@ -68,10 +47,10 @@ DRAFTERS = dict(right=right, wrong=wrong, mixed=mixed, silent=lambda *_: Scripte
 # --- greedy
 
 @quick
-@given(any_models(), st.sampled_from(sorted(DRAFTERS)), st.integers(1, 16), st.integers(0, 16))
+@given(models(), st.sampled_from(sorted(DRAFTERS)), st.integers(1, 16), st.integers(0, 16))
 def test_greedy_speculation_writes_the_tokens_of_decode_even_past_the_window(model, kind, T0, n):
     idx = tokens(1, T0, 2)
-    assume(decided(model, idx, n))
+    assume(decided(model, idx, n)[1])
     out, stats = speculative_decode(model, idx, n, DRAFTERS[kind](model, idx, n), temperature=0)
     assert torch.equal(out, greedy(model, idx, n)) and out.dtype == torch.int64
     assert torch.equal(out, model.decode(idx, n, temperature=0, drafter=DRAFTERS[kind](model, idx, n)))
@@ -84,7 +63,7 @@ def test_greedy_speculation_writes_the_tokens_of_decode_even_past_the_window(mod
         assert stats.accepted == stats.drafted and stats.acceptance == (sum(stats.drafted) > 0)
 
 @quick
-@given(any_models(), st.integers(1, 12), st.integers(1, 16))
+@given(models(), st.integers(1, 12), st.integers(1, 16))
 def test_nobody_is_asked_past_the_window_or_past_the_end(model, T0, n):
     idx, longest = tokens(1, T0), model.config.block_size
     drafter = mixed(model, idx, n)
@@ -102,7 +81,7 @@ def test_the_first_pass_reads_prompt_and_guesses_and_no_position_twice():
     assert seen[-6:] == [5+5, 5, 4, 3, 2, 1]
 
 @quick
-@given(any_models(), st.data())
+@given(models(), st.data())
 def test_logits_at_verified_positions_are_those_of_a_prefill_and_no_position_is_read_twice(model, data):
     longest = model.config.block_size
     T0 = data.draw(st.integers(1, longest))
@@ -125,38 +104,24 @@ def test_logits_at_verified_positions_are_those_of_a_prefill_and_no_position_is_
 
 # --- a pass that fails
 
-class StopAt:
-    "Stop before the line of this number in the code of the cache and of speculation, as an interrupt would."
-    files = cache.__file__, speculative.__file__
-    def __init__(self, at): self.left = at
-    def __enter__(self): self.before = sys.gettrace(); sys.settrace(self.trace); return self
-    def __exit__(self, *_): sys.settrace(self.before)
-    def trace(self, frame, event, arg):
-        if frame.f_code.co_filename not in self.files: return None
-        if event == 'line':
-            self.left -= 1
-            if self.left == 0: raise Boom
-        return self.trace
-
-FAILURES = {'operation': FailingOperation, 'line': StopAt}
-
 def write_on(model, step, idx, n, failure):
     "Write until something fails, then ask the same step for the rest."
     text = idx
     try:
         with failure:
             for t in write(model, step, idx, n): text = torch.cat([text, t], 1)
-    except Boom: pass
+    except STOPS: pass
     return torch.cat([text, *write(model, step, text, idx.shape[1] + n - text.shape[1])], 1)
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
-@given(any_models(), st.sampled_from(['mixed', 'model', 'itself', 'ngram']),
+@given(models(), st.sampled_from(['mixed', 'model', 'itself', 'ngram']),
        st.sampled_from(sorted(FAILURES)),
        st.integers(1, 6), st.integers(1, 12), st.floats(0, 1))
 def test_after_a_failure_at_any_point_of_a_pass_the_same_step_and_drafter_go_on_rightly(
         model, kind, how, T0, n, share):
     idx = tokens(1, T0, 2)
-    assume(decided(model, idx, n))
+    assume(decided(model, idx, n)[1])
     drafter, make, never = DRAFTERS[kind](model, idx, n), FAILURES[how], FAILURES[how](0)
     new_step = lambda: STEPS['speculative'](model, idx, n, Sampling(temperature=0), drafter=drafter)
     before = [m.training for m in model.modules()]
@@ -197,36 +162,6 @@ def test_decode_without_a_drafter_is_what_it_was():
     assert torch.equal(model.generate(one, 9, temperature=0, drafter=NGramDrafter(1)), text)
     assert torch.equal(model.decode(one, 9, sampling=Sampling(temperature=0), drafter=NGramDrafter(1)), text)
 
-# --- the cache
-
-@quick
-@given(any_models(), st.data())
-def test_after_a_rewind_a_cache_is_as_if_it_had_never_read_the_rest(model, data):
-    longest, B = model.config.block_size, data.draw(st.integers(1, 3))
-    T = data.draw(st.integers(1, longest)); back = data.draw(st.integers(0, T-1))
-    x, cache = tokens(B, longest), KVCache(model.config, B)
-    with torch.no_grad():
-        model.prefill(torch.cat([x[:, :T-back], tokens(B, longest, 9)[:, :back]], 1), cache=cache)
-        cache.rewind(back)
-        assert cache.lengths == [T-back]*B
-        if T - back == longest: return
-        assert close(model.prefill(x[:, T-back:], cache=cache)[0], model.prefill(x)[0][:, T-back:])
-
-def test_one_row_can_be_rewound_alone():
-    model, cache = small_model().eval(), KVCache(small_model().config, 2)
-    with torch.no_grad(): model.prefill(tokens(2, 6), cache=cache)
-    cache.row(1).rewind(4); cache.rewind(1)
-    assert cache.lengths == [5, 1]
-
-@pytest.mark.parametrize('n', [-1, 4, 1.5, None])
-def test_a_rewind_that_makes_no_sense_changes_nothing(n):
-    model, cache = small_model().eval(), KVCache(small_model().config, 2)
-    with torch.no_grad(): model.prefill(tokens(2, 5), cache=cache)
-    cache.row(0).rewind(2)
-    with pytest.raises(ValueError, match=f'n is {n}: expected a whole number from 0 to 3'):
-        cache.rewind(n)
-    assert cache.lengths == [3, 5]
-
 # --- drafters
 
 @quick
@@ -240,7 +175,7 @@ def test_ngrams_continue_the_latest_match_as_if_it_went_on_for_ever(text, n, k, 
     for g in guesses: assert g == long[places[-1] + n + len(long) - len(text)]; long.append(g)
 
 @quick
-@given(any_models(), st.lists(st.lists(st.integers(0, 10), min_size=1, max_size=14), min_size=1, max_size=4),
+@given(models(), st.lists(st.lists(st.integers(0, 10), min_size=1, max_size=14), min_size=1, max_size=4),
        st.integers(1, 6), st.sampled_from([0., 1.]))
 def test_a_model_drafter_may_be_given_any_text_after_any_other(model, texts, k, temperature):
     drafter, longest = ModelDrafter(model, k), model.config.block_size
@@ -249,7 +184,7 @@ def test_a_model_drafter_may_be_given_any_text_after_any_other(model, texts, k, 
         guesses, q = drafter.draft(list(text), 4, **dials)
         assert len(guesses) == max(0, min(k, 4, longest + 1 - len(text)))
         whole, start = torch.tensor([text + guesses]), torch.tensor([text])
-        if guesses and not temperature and decided(model, start, len(guesses)):
+        if guesses and not temperature and decided(model, start, len(guesses))[1]:
             assert torch.equal(whole, greedy(model, start, len(guesses))) and q is None
         if guesses and temperature:
             with torch.no_grad(): want = model.prefill(whole[:, :-1])[0][0, len(text)-1:].softmax(-1)
@@ -306,6 +241,7 @@ def draw_from_p_without_the_guess(p, guesses, q, generator):
     fell = torch.tensor(guesses[len(new)-1])
     return new[:-1] + draw(p[len(new)-1].index_fill(0, fell, 0), generator)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('certain', [False, True], ids=['drawn', 'certain'])
 @pytest.mark.parametrize('dials', DIALS, ids=str)
 def test_the_rule_gives_the_models_distribution(dials, certain):
@@ -313,6 +249,7 @@ def test_the_rule_gives_the_models_distribution(dials, certain):
     counts, p = first_and_second(accept_guesses, lp, lq, certain=certain, **dials)
     assert chance(counts, p) > 1e-4
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rule', [keep_all, draw_from_p, draw_from_p_without_the_guess])
 @pytest.mark.parametrize('dials', DIALS, ids=str)
 def test_the_same_test_catches_broken_rules(dials, rule):
@@ -340,11 +277,13 @@ def drawn_triples(drafter, n, **dials):
     texts = [speculative_decode(MODEL, START, 3, drafter, generator=g, **dials)[0][0, -3:] for _ in range(n)]
     return (torch.stack(texts) @ place).bincount(minlength=64)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('drafter', [NGramDrafter(2, 2), ModelDrafter(OTHER, 2)], ids=['ngram', 'model'])
 @pytest.mark.parametrize('dials', DIALS[1:], ids=str)
 def test_texts_are_distributed_as_the_model_says(dials, drafter):
     assert chance(drawn_triples(drafter, 1200, **dials), triples(**dials)) > 1e-4
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rule', [keep_all, draw_from_p])
 @pytest.mark.parametrize('drafter', [NGramDrafter(2, 2), ModelDrafter(OTHER, 2)], ids=['ngram', 'model'])
 def test_texts_of_broken_rules_are_caught(monkeypatch, rule, drafter):
@@ -453,6 +392,7 @@ def test_guesses_may_be_any_whole_numbers(guesses):
     model, idx = small_model(), tokens(1, 3)
     assert torch.equal(model.decode(idx, 6, temperature=0, drafter=Other()), greedy(model, idx, 6))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', sorted(FAILURES))
 def test_a_model_drafter_survives_a_failure_at_every_operation_and_line(how):
     small, text, make = small_model(4, block_size=16), [1, 2, 7, 8], FAILURES[how]
@@ -465,5 +405,5 @@ def test_a_model_drafter_survives_a_failure_at_every_operation_and_line(how):
     assert -counter.left > 20
     for at, (next_text, want) in product(range(1, 1 - counter.left), wants.items()):
         drafter, _ = begun()
-        with pytest.raises(Boom), make(at): drafter.draft(text, 3, temperature=0)
+        with pytest.raises(STOPS), make(at): drafter.draft(text, 3, temperature=0)
         assert drafter.draft(list(next_text), 3, temperature=0)[0] == want

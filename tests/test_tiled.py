@@ -4,8 +4,8 @@ from math import sqrt
 
 import pytest
 import torch
+from helpers import seeded, tokens
 from hypothesis import given, settings, strategies as st
-from test_decoding import seeded, small_model
 
 from tinylm import KVCache, LanguageModel, LMConfig, causal_attention, causal_mask, phase_gap, phase_invariant
 from tinylm.attention import ATTENTION
@@ -219,6 +219,7 @@ def both(attend, T, backward, H=2, D=8):
 
 tiles_of_16 = partial(tiled_attention, tile=16)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('count', [live, profiled])
 @pytest.mark.parametrize('backward', [False, True])
 def test_the_peak_grows_like_T_in_tiles_and_like_its_square_in_the_reference(count, backward):
@@ -227,6 +228,7 @@ def test_the_peak_grows_like_T_in_tiles_and_like_its_square_in_the_reference(cou
     assert tiled[2] - tiled[1] == 2*(tiled[1] - tiled[0])              # exactly linear
     assert reference[2] > 3.8*reference[1] > 3.8*3.5*reference[0]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tile', [8, 16, 32])
 def test_the_peak_is_what_the_derivation_says(tile, H=2, D=8, T=256):
     "Forward: output, maximum and sum of every row, a handful of tiles. Backward: eight vectors a row more."
@@ -264,8 +266,6 @@ def twins(**changes):
 
 @pytest.fixture
 def tiny_tiles(monkeypatch): monkeypatch.setitem(ATTENTION, 'tiled', partial(tiled_attention, tile=3))
-
-def tokens(B, T): return torch.randint(11, (B, T), generator=seeded(5))
 
 def test_it_is_in_the_table(): assert ATTENTION['tiled'] is tiled_attention
 

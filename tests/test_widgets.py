@@ -1,10 +1,11 @@
 "The data of each widget is that of the tensors, and the page that carries it runs nothing but the drawing."
-import base64, json, re, shutil, struct, subprocess, sys
+import base64, json, re, shutil, struct
 
 import nbformat
 import pytest
 import torch
 from conftest import ROOT
+from helpers import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -254,10 +255,11 @@ def test_the_live_widget_has_traits_and_the_picture():
 
 def run_without(modules, code):
     code = f'import sys\nfor m in {modules}: sys.modules[m] = None\n{code}'
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    done = run_python('-c', code, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
+@pytest.mark.slow
 def test_without_notebook_tools_there_is_still_a_page():
     code = '''
 from tinylm.widgets import AttentionMap, LiveTraining
@@ -275,8 +277,7 @@ for f in (w.widget, lambda: LiveTraining(1)._show({})):
 def test_the_drawing_is_packaged(tmp_path):
     for name in ('setup.py', 'settings.ini', 'README.md', 'pyproject.toml'): shutil.copy(ROOT/name, tmp_path)
     shutil.copytree(ROOT/'tinylm', tmp_path/'tinylm')
-    build = [sys.executable, 'setup.py', '-q', 'build_py', '-d', 'out']
-    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    run_python('setup.py', '-q', 'build_py', '-d', 'out', cwd=tmp_path, check=True)
     names = lambda folder: {f.name for f in (folder/'tinylm'/'static').iterdir()}
     assert names(tmp_path/'out') == names(ROOT) >= {'base.js'}
 

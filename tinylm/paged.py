@@ -10,7 +10,7 @@ from array import array
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import accumulate, islice
+from itertools import islice
 
 import torch
 from fastcore.basics import patch
