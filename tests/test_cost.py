@@ -9,6 +9,7 @@ import torch
 from helpers import models, quick, small_model, tokens
 from hypothesis import given, strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinylm import (KVCache, Ledger, LMConfig, Machine, ModelDrafter, NGramDrafter, Timeline, Watch,
@@ -27,20 +28,28 @@ def passes(draw):
     if past: model.prefill(tokens(B, past), cache=cache)
     return model, cache, tokens(B, T), dict(T=T, past=past, batch=B, last_only=draw(st.booleans()))
 
+class Operations(TorchDispatchMode):
+    "Count all operations but views, and the bytes that they are given."
+    calls, given = 0, 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.calls += 1
+            self.given += sum(t.nbytes for t in args if isinstance(t, torch.Tensor))
+        return func(*args, **(kwargs or {}))
+
 @quick
 @given(passes())
 def test_bytes_by_formula_are_the_bytes_that_a_real_pass_touches(case):
     model, cache, idx, asked = case
-    seen, calls = watch_pass(model, idx, cache, asked['last_only'])
-    assert seen == replace(model.config.pass_cost(**asked), flops=0) and calls > 10*model.config.n_layer
+    with Operations() as done: seen, calls = watch_pass(model, idx, cache, asked['last_only'])
+    assert seen == replace(model.config.pass_cost(**asked), flops=0) and calls == done.calls
 
 @quick
 @given(passes())
 def test_flops_by_formula_are_those_of_torchs_own_counter(case):
     model, cache, idx, asked = case
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        h = model.hidden(idx, cache)
-        model.logits(h[:, -1:] if asked['last_only'] else h)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        watch_pass(model, idx, cache, **dict(last_only=True) if asked['last_only'] else {})
     assert counter.get_total_flops() == model.config.pass_cost(**asked).flops
 
 @quick
@@ -90,6 +99,20 @@ def test_a_measured_machine_is_of_this_world():
     m = Machine.measure()
     assert 1e9 < m.flops < 1e14 and 1e8 < m.bandwidth < 1e13 and 1e-8 < m.call < 1e-3
 
+def test_a_measured_machine_divides_what_its_work_is_by_its_time(monkeypatch):
+    "Each piece of work takes half a second of this clock, and torch itself says what it is."
+    works = []
+    def half_a_second(work, repeats):
+        with Operations() as done, FlopCounterMode(display=False) as counter: work()
+        works.append((counter.get_total_flops(), done.given, done.calls)); return .5
+    monkeypatch.setattr('tinylm.cost.best_time', half_a_second)
+    m = Machine.measure()
+    flops, given, calls = (max(counts) for counts in zip(*works))
+    assert m.flops == flops/.5 and m.call == .5/calls and m.bandwidth == pytest.approx(given/.5, rel=1e-3)
+    # what is timed as reading does no more than one product and one sum for each number
+    reading = [(done, read//4) for done, read, _ in works if read > given/2]
+    assert reading and all(done <= 2*numbers for done, numbers in reading)
+
 def test_the_best_time_is_the_shortest_of_all_runs(monkeypatch):
     now, durations = [0.], iter([3., 1., 2.])
     monkeypatch.setattr('tinylm.cost.perf_counter', lambda: now[0])
@@ -119,8 +142,8 @@ def noted(model, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('rows', [1, 3])
-@pytest.mark.parametrize('shape', [{}, dict(n_kv_head=1), dict(tie_embeddings=False, n_inner=5, bias=False)],
-                         ids=str)
+@pytest.mark.parametrize('shape', [
+    {}, dict(n_kv_head=1, n_layer=1), dict(tie_embeddings=False, n_inner=5, bias=False)], ids=str)
 @pytest.mark.parametrize('use_cache', [True, False])
 @pytest.mark.parametrize('n', [5, 12])
 def test_a_timeline_books_the_bytes_and_flops_of_the_passes(monkeypatch, rows, shape, use_cache, n):
@@ -138,6 +161,16 @@ def test_a_timeline_books_the_bytes_and_flops_of_the_passes(monkeypatch, rows, s
         every = [min(3 + i, 8) for i in range(n)]
         assert [c.cache_written for c in line.costs] == [model.config.cache_bytes(rows, T) for T in every]
         assert booked.cache_read == booked.cache_written
+
+@pytest.mark.parametrize('kind', [*DRAFTERS])
+def test_a_timeline_times_the_passes_of_each_token(monkeypatch, kind):
+    "On a clock that only passes move: a token takes a second for each pass that it needed, or none."
+    model, now = small_model(block_size=40), [100.]
+    monkeypatch.setattr('tinylm.cost.perf_counter', lambda: now[0])
+    def second(*_): now[0] += 1
+    model.norm.register_forward_hook(second)
+    line = Timeline.record(model, tokens(1, 6), 30, temperature=0, drafter=DRAFTERS[kind]())
+    assert line.seconds == [float(c != Ledger()) for c in line.costs] and line.ttft == 1
 
 @pytest.mark.parametrize('kind', ['ngram', 'model'])
 def test_a_timeline_with_a_drafter_books_what_was_read_and_not_a_pass_a_token(monkeypatch, kind):
