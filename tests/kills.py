@@ -141,7 +141,7 @@ def train_and_kill(n, folder, rng, start=None):
         sign = rng.choice([signal.SIGKILL]*4 + [*POLITE]) if start is None else signal.SIGKILL
         where = kill_somewhere(pid, rng, sign) if start is None else kill_later(pid, rng)
         code = ended(pid)
-        step = runs.check()
+        runs.check()
         if code == 0: runs.finished(); seen['runs'] += 1; continue
         assert where is not None, (code, runs.log.read_text())
         seen['kills'] += 1; seen[where] += 1; seen[sign.name] += 1; seen['resumed'] += resumes

@@ -13,16 +13,22 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-NEAR = 3                                         # cells before and after a comparison
-NOT_PROSE = re.compile(r'```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|(?<=\])\([^)]*\)|<[^>]*>|^#.*?$|https?://\S+',
-                       re.S | re.M)
-NAMES = re.compile(r'\blessons?\s+[\d, to*and\[\]–-]*\d\]?|\[\d\d\b[^\]]*\]|\b(?:1[5-9]|20)\d\d\b'
-                   r'|\bPython\s+3[\d.]*|\b[A-Z]\w*-\d+\w*', re.I)
-NUMBER = re.compile(r'(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)')
+KINDS = 'plain', 'markdown', 'html'                # of output that has numbers to read
+NEAR = 2                                         # cells before and after a comparison
+NOT_PROSE = re.compile('|'.join([
+    r'```.*?```', r'`[^`]*`', r'\$\$.*?\$\$', r'\$[^$]*\$',             # code and formulas
+    r'(?<=\])\([^)]*\)', r'<[^>]*>', r'https?://\S+',                   # links and tags
+    r'^[#>].*?$', r'^\*\*You need.*?$']), re.S | re.M)                  # headings, promises, what is needed
+NAMES = re.compile('|'.join([
+    r'\b(?:lessons?|exercises?|sections?)\s+\d[\d.]*(?:(?:, | and | to |–)\d[\d.]*)*',
+    r'\[\d\d\b[^\]]*\]', r'\((?:\d\d(?:, )?)+\)',                       # [04 · Decode], (05, 10)
+    r'\b(?:1[5-9]|20)\d\d\b(?=[),.;: ])', r'\bPython\s+3[\d.]*', r'\b[A-Z]+-?\d+\w*']), re.I)
+NUMBER = re.compile(r'(?<![\w.·/])(?<!· )\d+(?:,\d{3})*(?:\.\d+)?(?!\w| ?·)')     # no factor of a formula
 DATUM = re.compile(r'\d+(?:[,_]\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?')
-PARTS = r'half|(?:a|one|two|three) (?:third|quarter|fifth|sixth|tenth)s?|twice|\w+fold|(?:\w+ty|\w+) times as'
-COMPARISON = re.compile(rf'\b(?:(?:\w+er|more|less|worse|better)\b[^.;:]*?\bthan|faster|slower|cheaper|never|always'
-                        rf'|beats?|loses?|wins?|nearly|almost|{PARTS})\b', re.I)
+COMPARISON = re.compile(r'\b(?:' + '|'.join([
+    r'(?:\w+er|more|less|worse|better)\b[^.;:]*?\bthan', 'faster|slower|cheaper|never|always|nearly|almost',
+    'beats?|loses?|wins?|half|twice', r'\w+fold|\w+ times as',
+    r'(?:a|one|two|three) (?:third|quarter|fifth|sixth|tenth)s?']) + r')\b', re.I)
 
 def sections(notebook):
     "The cells from one heading of the first or second level to the next."
@@ -37,9 +43,10 @@ def sections(notebook):
 def shown(cell):
     "Code and output of a cell as one text; nothing for prose."
     if cell['cell_type'] != 'code': return ''
-    kinds = 'text/plain', 'text/markdown', 'text/html'
-    outputs = [part for o in cell['outputs'] for part in (o.get('text', ''), *(o.get('data', {}).get(k, '') for k in kinds))]
-    return '\n'.join(''.join(part) for part in (cell['source'], *outputs))
+    parts = [cell['source']]
+    for output in cell['outputs']:
+        parts += [output.get('text', ''), *(output.get('data', {}).get(f'text/{kind}', '') for kind in KINDS)]
+    return '\n'.join(map(''.join, parts))
 
 def data(text): return [float(d.replace(',', '').replace('_', '')) for d in DATUM.findall(text)]
 
