@@ -1,10 +1,11 @@
 "Kills at random times while a child trains, saves and resumes: `python tests/kills.py 300 FOLDER SEED`."
-import ctypes, json, mmap, os, random, signal, subprocess, sys, time
+import ctypes, json, mmap, os, random, signal, sys, time
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
 import torch
+from helpers import start_python
 from tinylm import CharTokenizer, LanguageModel, LMConfig, Trainer, checkpoint_path, core, read_run, training
 from tinylm.cli import main
 
@@ -189,7 +190,7 @@ def save_and_kill(n, folder, rng):
 def command(words, log):
     "A true command line."
     with open(log, 'w') as out:
-        return subprocess.Popen([sys.executable, '-m', 'tinylm', *words], stdout=out, stderr=out).pid
+        return start_python('-m', 'tinylm', *words, stdout=out, stderr=out).pid
 
 if __name__ == '__main__':
     n, folder, seed = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -1,9 +1,9 @@
 "Storms of signals and kills, in small; `TINYLM_STORM=150 pytest tests/test_storm.py` runs the whole of it."
-import json, os, subprocess, sys
+import json, os
 from pathlib import Path
 
 import pytest
-from helpers import STORM
+from helpers import STORM, run_python
 from storm import one_engine, one_folder
 
 from tinylm.core import owning
@@ -13,16 +13,17 @@ def test_an_engine_is_right_after_a_storm_of_signals(seed):
     figures = one_engine(seed)
     assert figures['hits'] > 0, figures
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', range(STORM))
 def test_files_are_whole_and_alone_after_a_storm_of_signals(seed, tmp_path):
     figures = one_folder(seed, tmp_path)
     assert figures['hits'] > 0, figures
 
+@pytest.mark.slow
 def test_kills_leave_no_bad_and_no_stray_file_and_change_no_bit(tmp_path):
     n, env = max(15, 2*STORM), os.environ | {'OMP_NUM_THREADS': '1'}
     script = Path(__file__).with_name('kills.py')
-    words = [sys.executable, script, str(n), tmp_path, '0']
-    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    done = run_python(script, n, tmp_path, 0, env=env)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures['train']['kills'] + figures['save']['kills'] == n and figures['train']['resumed'] > 0
