@@ -58,6 +58,6 @@ def test_a_comparison_needs_an_assertion_or_numbers_near_it(sentence):
     assert claims(sentence, code='assert a < b') == claims(sentence, output='1.5 against 2.5') == []
     assert claims(sentence, code='assert a < b', between=['One.', 'Two.', 'Three.'])
 
-@pytest.mark.parametrize('plain', ['See lesson 07.', 'Vaswani et al. (2017).', 'Python 3.11.', 'It costs 2·P.',
-                                   'See [04 · Decode](04_decode.ipynb).'])
+@pytest.mark.parametrize('plain', ['See lesson 07.', 'Vaswani et al. (2017).', 'Python 3.11.',
+                                   'It costs 2·P.', 'See [04 · Decode](04_decode.ipynb).'])
 def test_names_and_formulas_are_no_claims(plain): assert claims(plain) == []
