@@ -98,6 +98,7 @@ def test_bytes_by_formula_are_bytes_counted(n_layer, n_head, head, batch, length
     cache = KVCache(config, batch, length, dtype)
     assert cache.n_bytes == config.cache_bytes(batch, length,
         dtype.itemsize) == sum(t.untyped_storage().nbytes() for t in cache.kv)
+    assert KVCache(config, batch, length).n_bytes == config.cache_bytes(batch, length)
 
 def test_a_row_shares_memory_and_length():
     cache = KVCache(LMConfig(n_layer=1, n_embd=8), 3)

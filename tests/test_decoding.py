@@ -171,7 +171,24 @@ def test_bad_dials_are_refused(dial):
     with pytest.raises(ValueError, match=next(iter(dial))):
         small_model().decode(torch.zeros(1, 1, dtype=torch.long), 1, **dial)
 
+@pytest.mark.parametrize('seed', [-1, 2**63, 1.5, True, 'x'])
+def test_a_bad_seed_is_refused(seed):
+    with pytest.raises(ValueError, match=f'seed is {seed!r}: expected a whole number from 0 to'):
+        Sampling(seed=seed)
+
+def test_the_largest_seed_repeats_its_draws():
+    model, idx, dials = small_model(), tokens(2, 3), Sampling(seed=2**63-1)
+    assert torch.equal(model.decode(idx, 9, sampling=dials), model.decode(idx, 9, sampling=dials))
+
 # --- sampling
+
+@pytest.mark.parametrize('how', [dict(), dict(use_cache=False), dict(drafter=NGramDrafter(1))], ids=str)
+def test_the_best_token_needs_no_chance(how):
+    "Greedy text leaves a generator, and PyTorch's own, as they were for whoever draws next."
+    model, idx, chance = small_model(), tokens(1, 3), seeded()
+    before = chance.get_state(), torch.get_rng_state()
+    model.decode(idx, 9, temperature=0, generator=chance, **how); model.decode(idx, 9, temperature=0, **how)
+    assert torch.equal(chance.get_state(), before[0]) and torch.equal(torch.get_rng_state(), before[1])
 
 rows = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=12)
 
