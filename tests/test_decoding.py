@@ -38,6 +38,10 @@ def test_the_law_notices_a_model_that_sees_the_future():
     gap = phase_gap(model, x, 3)
     assert not phase_invariant(model, x, 3) and gap[:7].min() > 1e-3 and gap[7] < 1e-4
 
+def test_where_nothing_is_decoded_the_gap_is_zero_and_no_tolerance_is_needed():
+    x = tokens(2, 5)
+    assert phase_gap(small_model(), x, 5).tolist() == [0]*5 and phase_invariant(small_model(), x, 5, atol=0)
+
 @pytest.mark.parametrize('k', [0, 9, -1])
 def test_a_cut_outside_the_text_is_refused(k):
     with pytest.raises(ValueError, match=f'k is {k}'):
@@ -97,6 +101,11 @@ def test_a_way_to_decode_whose_row_is_missing_is_refused_by_name(monkeypatch):
         model.stream(idx, 4, use_cache=True)
     with pytest.raises(ValueError, match="named 'speculative'"): model.stream(idx, 4, drafter=object())
 
+def test_a_drafter_goes_with_a_cache_and_not_without_one():
+    model, idx, how = small_model(), tokens(1, 3), dict(temperature=0, drafter=NGramDrafter(1))
+    assert torch.equal(model.decode(idx, 6, use_cache=True, **how), model.decode(idx, 6, temperature=0))
+    with pytest.raises(ValueError, match='use_cache is False'): model.stream(idx, 6, use_cache=False, **how)
+
 def test_a_later_lesson_adds_a_row_and_the_loop_does_the_rest(monkeypatch):
     "A step may give several tokens; what is too much is cut."
     model, idx, asked = small_model(dropout=.5).train(), tokens(2, 3), []
@@ -107,12 +116,15 @@ def test_a_later_lesson_adds_a_row_and_the_loop_does_the_rest(monkeypatch):
     out = model.decode(idx, 7)
     assert torch.equal(out, torch.cat([idx, idx, idx, idx[:, :1]], 1)) and asked == [(n, False, True)
         for n in (3, 6, 9)] and model.training
+    assert [t.shape for t in model.stream(idx, 7)] == [(2, 1)]*7
 
 def test_compile_warns_once_in_one_line_and_changes_nothing():
     model, idx = small_model(), tokens(2, 3)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         out = model.decode(idx, 9, temperature=0, compile=True)
+        model.stream(idx, 9, compile=True)
+    assert said.pop().filename == __file__                                 # it names the caller's line
     assert [str(w.message) for w in said] == ['compile=True is not there yet: decoding goes on without it']
     assert torch.equal(out, model.decode(idx, 9, temperature=0))
 
@@ -243,6 +255,17 @@ def test_greedy_takes_the_best_and_a_tiny_temperature_does_too():
         1e-8).tolist()
     assert probabilities(logits, 0).tolist() == [[0, 1, 0], [1, 0, 0]]
 
+@pytest.mark.parametrize('dials', [dict(), dict(temperature=.1), dict(top_k=2), dict(top_p=.9)], ids=str)
+@pytest.mark.parametrize('large', [3e38, -3e38])
+def test_the_largest_numbers_that_are_finite_give_a_distribution(large, dials):
+    p = probabilities(torch.tensor([large, large, -3.4e38]), **dials)
+    assert torch.allclose(p, torch.tensor([.5, .5, 0.]))
+
+def test_a_record_of_dials_is_a_key_and_does_not_change():
+    dials = Sampling(.5, 3)
+    assert {dials: 1}[Sampling(.5, 3)] == 1
+    with pytest.raises(AttributeError): dials.temperature = 0
+
 def test_a_vanishing_top_p_keeps_the_best():
     assert probabilities(torch.tensor([1., 2.]), top_p=1e-46).tolist() == [0, 1]
 
@@ -265,6 +288,18 @@ def test_passes_and_tokens_are_counted():
     assert (prefill.phase, prefill.passes, prefill.tokens) == ('prefill', 1, 4*8)
     assert (decode.phase, decode.passes, decode.tokens) == ('decode', 10, 10)
     assert not model.norm._forward_hooks
+
+def test_each_phase_is_timed_alone_and_the_median_is_kept(monkeypatch):
+    "On a clock that only passes move, each faster than the one before; decode begins with one token."
+    model, now, shapes, pace = small_model(), [100.], [], [32.]
+    monkeypatch.setattr(decoding, 'perf_counter', lambda: now[0])
+    def passing(m, args, out):
+        shapes.append(out.shape[:2]); now[0] += pace[0]
+        if len(shapes) <= 3: pace[0] /= 2
+    model.norm.register_forward_hook(passing)
+    prefill, decode = compare_phases(model, batch=4, new_tokens=6, repeats=3)
+    assert shapes == [(4, 8)]*3 + [(1, 1)]*18
+    assert (prefill.seconds, decode.seconds) == (16, 6*4)
 
 def test_the_table_shows_both_phases():
     table = phase_table([PhaseCost('prefill', 1, 256, .5), PhaseCost('decode', 64, 64, 2.)])
