@@ -290,16 +290,15 @@ def test_passes_and_tokens_are_counted():
     assert not model.norm._forward_hooks
 
 def test_each_phase_is_timed_alone_and_the_median_is_kept(monkeypatch):
-    "On a clock that only passes move, each faster than the one before; decode begins with one token."
-    model, now, shapes, pace = small_model(), [100.], [], [32.]
+    "On a clock that only passes move; decode begins with one token."
+    model, now, shapes, paces = small_model(), [100.], [], [16, 4, 8, *[5]*6, *[1]*6, *[3]*6]
     monkeypatch.setattr(decoding, 'perf_counter', lambda: now[0])
     def passing(m, args, out):
-        shapes.append(out.shape[:2]); now[0] += pace[0]
-        if len(shapes) <= 3: pace[0] /= 2
+        now[0] += paces[len(shapes)]; shapes.append(out.shape[:2])
     model.norm.register_forward_hook(passing)
     prefill, decode = compare_phases(model, batch=4, new_tokens=6, repeats=3)
     assert shapes == [(4, 8)]*3 + [(1, 1)]*18
-    assert (prefill.seconds, decode.seconds) == (16, 6*4)
+    assert (prefill.seconds, decode.seconds) == (8, 6*3)
 
 def test_the_table_shows_both_phases():
     table = phase_table([PhaseCost('prefill', 1, 256, .5), PhaseCost('decode', 64, 64, 2.)])
