@@ -126,6 +126,12 @@ def test_a_process_without_any_output_does_its_work(monkeypatch):
     assert main(['train', '--corpus', 'text.txt', '--steps', '2', *TINY]) == 0
     assert Path('model.safetensors').exists() and main(['generate', '--checkpoint', 'none']) == 2
 
+@pytest.mark.parametrize('missing', ['--checkpoint', '--prompt'])
+def test_what_generate_cannot_do_without_is_asked_for_by_name(capsys, missing):
+    given = {'--checkpoint': 'm.safetensors', '--prompt': 'the'}
+    del given[missing]
+    assert f'required: {missing}' in fails(capsys, 'generate', *next(iter(given.items())))
+
 # --- a run that is killed, and one that is interrupted
 
 def test_a_killed_run_resumes_to_the_same_bits():
