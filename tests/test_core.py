@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from helpers import Boom, quick
 
 from tinylm import CharTokenizer, LanguageModel, LMConfig, write_atomic
-from tinylm.core import check_count, check_number, check_one_of, check_writable, data_dir, shown
+from tinylm.core import check_count, check_number, check_one_of, check_writable, data_dir, owning, shown
 
 class Shows:
     "A value with any repr at all."
@@ -279,3 +279,17 @@ def test_whether_a_path_can_be_written_is_found_out_without_a_trace(tmp_path):
     (tmp_path/'file').write_bytes(b'')
     with pytest.raises(OSError) as e: check_writable(tmp_path/'file'/'below')
     assert e.value.filename == str(tmp_path/'file'/'below')
+
+def test_a_file_has_one_owner_at_a_time_and_no_lock_afterwards(tmp_path):
+    path = tmp_path/'file'
+    with owning(path):
+        assert len(only(tmp_path)) == 1
+        for _ in range(2):                                         # who is refused takes nothing away
+            with pytest.raises(ValueError, match='file is being written by another process'):
+                with owning(path): pass
+        write_atomic(path, [b'mine'])
+        with owning(tmp_path/'other'): pass
+    assert only(tmp_path) == ['file']
+    with owning(path):                                             # somebody tidies up
+        for name in only(tmp_path): (tmp_path/name).unlink()
+    assert only(tmp_path) == []
