@@ -132,6 +132,16 @@ def test_what_generate_cannot_do_without_is_asked_for_by_name(capsys, missing):
     del given[missing]
     assert f'required: {missing}' in fails(capsys, 'generate', *next(iter(given.items())))
 
+def test_a_model_that_this_machine_cannot_hold_is_refused_with_both_sizes(capsys, monkeypatch):
+    "Weights, gradients and the two memories of AdamW, each of four bytes."
+    shape = dict(n_layer=200, n_head=4, n_embd=1024, block_size=64)
+    need = 16*LMConfig(vocab_size=len(set(TEXT)), **shape).n_params
+    words = [w for name, n in shape.items() for w in ('--' + name.replace('_', '-'), n)]
+    pages = {'SC_PHYS_PAGES': need//4096 - 1, 'SC_PAGE_SIZE': 4096}
+    monkeypatch.setattr(os, 'sysconf', pages.get)
+    said = fails(capsys, 'train', '--corpus', 'text.txt', *words)
+    assert f'takes {need/1e9:,.0f} GB, and this machine has {need/1e9:,.0f} GB' in said
+
 # --- a run that is killed, and one that is interrupted
 
 def test_a_killed_run_resumes_to_the_same_bits():
