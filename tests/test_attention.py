@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from torch.nn import functional as F
 
 from helpers import quick
-from tinylm import ATTENTION, CausalSelfAttention, Fresh, LMConfig
+from tinylm import ATTENTION, Block, CausalSelfAttention, Fresh, LMConfig, Watched
 from tinylm import attention_weights, causal_attention, causal_mask, fused_attention
 
 def alone(x, name='fused'): return Fresh(torch.arange(x.shape[1])[None], ATTENTION[name])
@@ -144,6 +144,11 @@ def test_the_constants_are_there_only_with_bias(bias):
     assert {n for n, _ in CausalSelfAttention(8, 2, bias).named_parameters()} == {'qkv.weight',
         'proj.weight'} | ({'qkv.bias', 'proj.bias'} if bias else set())
 
+def test_a_layer_has_constants_and_drops_nothing_unless_told_otherwise():
+    layer, gpt2 = CausalSelfAttention(8, 2), Block(LMConfig(n_embd=8, n_head=2)).attention
+    assert [n for n, _ in layer.named_parameters()] == [n for n, _ in gpt2.named_parameters()]
+    assert layer.dropout == 0
+
 def test_channels_that_the_heads_cannot_share_are_refused():
     with pytest.raises(ValueError, match='n_embd 10 is not divisible by n_head 4'): CausalSelfAttention(10, 4)
 
@@ -192,3 +197,10 @@ def test_fewer_heads_for_keys_have_fewer_weights(G, per_group, D, B, T, bias):
     q, k, v = layer.heads(x)
     assert q.shape == (B, G*per_group, T, D) and k.shape == v.shape == (B, G, T, D)
     assert layer.qkv.weight.numel() == (G*per_group + 2*G)*D*x.shape[-1]
+
+@pytest.mark.parametrize('part', [CausalSelfAttention(8, 2), Block(LMConfig(n_embd=8, n_head=2))],
+                         ids=['attention', 'block'])
+def test_a_part_by_itself_speaks_as_the_first_layer(part):
+    p = Watched(Fresh(torch.arange(3)[None], ATTENTION['fused']))
+    part(torch.randn(1, 3, 8), p)
+    assert [layer for layer, *_ in p.seen] == [0]

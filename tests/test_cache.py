@@ -7,7 +7,7 @@ from helpers import close, cuts, failing, models, quick, seeded, small_model, to
 from hypothesis import given, strategies as st
 from test_decoding import naive
 
-from tinylm import Cached, KVCache, LMConfig, phase_gap, phase_invariant, phase_map
+from tinylm import ATTENTION, Cached, KVCache, LMConfig, phase_gap, phase_invariant, phase_map
 
 def state(cache): return cache.lengths, [t.clone() for t in cache.kv]
 
@@ -90,6 +90,17 @@ def test_a_decode_gives_its_memory_the_size_that_it_needs(monkeypatch):
 
 # --- memory
 
+def test_rows_that_stand_alike_need_no_mask(monkeypatch):
+    seen, fused = [], ATTENTION['fused']
+    def kernel(q, k, v, mask=None, dropout=0.):
+        seen.append(mask is None)
+        return fused(q, k, v, mask, dropout)
+    monkeypatch.setitem(ATTENTION, 'fused', kernel)
+    model, cache = small_model(n_layer=1), KVCache(small_model(n_layer=1).config, 2)
+    for part in tokens(2, 5).split([3, 2], 1): model.prefill(part, cache=cache)
+    cache.row(1).rewind(1); model.prefill(tokens(2, 1), cache=cache)
+    assert seen == [True, True, False]
+
 @quick
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 8), st.integers(1, 3), st.integers(1, 12),
        st.sampled_from([torch.float32, torch.bfloat16]))
@@ -98,6 +109,7 @@ def test_bytes_by_formula_are_bytes_counted(n_layer, n_head, head, batch, length
     cache = KVCache(config, batch, length, dtype)
     assert cache.n_bytes == config.cache_bytes(batch, length,
         dtype.itemsize) == sum(t.untyped_storage().nbytes() for t in cache.kv)
+    assert KVCache(config, batch, length).n_bytes == config.cache_bytes(batch, length)
 
 def test_a_row_shares_memory_and_length():
     cache = KVCache(LMConfig(n_layer=1, n_embd=8), 3)
@@ -107,7 +119,8 @@ def test_a_row_shares_memory_and_length():
     model, x = small_model().eval(), tokens(3, 4)
     cache = KVCache.of(model, 3)
     model.prefill(x[:1], cache=cache.row(1))
-    assert cache.lengths == [0, 4, 0] and cache.row(1).lengths == [4] and cache.row(1).row(0).lengths == [4]
+    assert KVCache.of(model).lengths == [0] and cache.lengths == [0, 4, 0]
+    assert cache.row(1).lengths == [4] and cache.row(1).row(0).lengths == [4]
     cache.row(1).rewind(1); cache.row(2).reset()
     assert cache.lengths == [0, 3, 0]
 

@@ -1,5 +1,5 @@
 "The command line as a person meets it: `main` in this process for speed, real ones where signals matter."
-import json, os, re, signal, subprocess, threading, time
+import json, os, re, signal, sys, threading, time, unicodedata
 from pathlib import Path
 
 import pytest
@@ -110,6 +110,37 @@ def test_control_characters_are_shown_not_obeyed(capsys):
     code, out, _ = run(capsys, 'generate', '--checkpoint', 'm.safetensors', '--prompt', '\x1b',
                        '--max-tokens', 50)
     assert code == 0 and len(out) == 52 and not set(out) & {'\x1b', '\x07', '\x9b'}
+
+def test_every_control_character_is_shown_and_nothing_else_is_changed(capsys):
+    every = ''.join(map(chr, range(1, 0xa2)))
+    LanguageModel(LMConfig(vocab_size=len(every), n_layer=1, n_embd=16),
+                  CharTokenizer(every)).save_safetensors('m.safetensors')
+    _, out, _ = run(capsys, 'generate', '--checkpoint', 'm.safetensors', '--prompt', every, '--max-tokens', 1)
+    for char, seen in zip(every, out):
+        control = unicodedata.category(char) == 'Cc' and char not in '\n\t'
+        assert seen.isprintable() and seen != char if control else seen == char
+
+def test_a_process_without_any_output_does_its_work(monkeypatch):
+    "As started by a window system, which gives none."
+    for name in ('stdout', 'stderr'): monkeypatch.setattr(sys, name, None)
+    assert main(['train', '--corpus', 'text.txt', '--steps', '2', *TINY]) == 0
+    assert Path('model.safetensors').exists() and main(['generate', '--checkpoint', 'none']) == 2
+
+@pytest.mark.parametrize('missing', ['--checkpoint', '--prompt'])
+def test_what_generate_cannot_do_without_is_asked_for_by_name(capsys, missing):
+    given = {'--checkpoint': 'm.safetensors', '--prompt': 'the'}
+    del given[missing]
+    assert f'required: {missing}' in fails(capsys, 'generate', *next(iter(given.items())))
+
+def test_a_model_that_this_machine_cannot_hold_is_refused_with_both_sizes(capsys, monkeypatch):
+    "Weights, gradients and the two memories of AdamW, each of four bytes."
+    shape = dict(n_layer=200, n_head=4, n_embd=1024, block_size=64)
+    need = 16*LMConfig(vocab_size=len(set(TEXT)), **shape).n_params
+    words = [w for name, n in shape.items() for w in ('--' + name.replace('_', '-'), n)]
+    pages = {'SC_PHYS_PAGES': need//4096 - 1, 'SC_PAGE_SIZE': 4096}
+    monkeypatch.setattr(os, 'sysconf', pages.get)
+    said = fails(capsys, 'train', '--corpus', 'text.txt', *words)
+    assert f'takes {need/1e9:,.0f} GB, and this machine has {need/1e9:,.0f} GB' in said
 
 # --- a run that is killed, and one that is interrupted
 

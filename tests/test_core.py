@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from helpers import Boom, run_python, quick, start_python
 
 from tinylm import CharTokenizer, LanguageModel, LMConfig, write_atomic
-from tinylm.core import check_count, check_number, check_one_of, check_writable, data_dir, shown
+from tinylm.core import check_count, check_number, check_one_of, check_writable, data_dir, owning, shown
 
 class Shows:
     "A value with any repr at all."
@@ -29,6 +29,11 @@ def test_any_value_is_shown_on_one_short_line(value, most):
     assert len(text) <= most and len(text.splitlines()) <= 1
     if len(repr(value)) <= most and len(repr(value).splitlines()) == 1 and repr(value) == repr(value).strip():
         assert text.split() == repr(value).split()                        # nothing is lost without need
+
+@given(st.integers(3, 80))
+def test_what_just_fits_is_shown_whole(most):
+    assert shown('x'*(most-2), most) == repr('x'*(most-2))
+    assert shown('x'*(most-1), most) == repr('x'*(most-1))[:most-1] + '…'
 
 @pytest.mark.parametrize('value', [torch.zeros(99, 99), np.zeros((99, 99)), list(range(9999)), LMConfig(),
                                    LanguageModel(LMConfig(n_layer=1, n_embd=8)), 'two\nlines', 'x'*999])
@@ -93,6 +98,14 @@ def test_what_is_no_finite_number_is_refused(bad):
 def test_the_limits_are_said(limits, says):
     with pytest.raises(ValueError, match=f'^x is nan: expected a number {re.escape(says)}$'):
         check_number('x', nan, *limits)
+
+@quick
+@given(st.floats(-10, 10), st.sampled_from(['low', 'high']), st.booleans(), st.booleans())
+def test_a_limit_is_inside_unless_it_is_said_to_be_outside(x, edge, above, below):
+    limits = (x, x+1) if edge == 'low' else (x-1, x)
+    if above if edge == 'low' else below:
+        with pytest.raises(ValueError, match='^x is'): check_number('x', x, *limits, above, below)
+    else: assert check_number('x', x, *limits, above, below) == x
 
 # --- names
 
@@ -222,6 +235,14 @@ def test_a_device_and_a_descriptor_are_written_into(tmp_path):
         run_python('-c', code, capture_output=False, stdout=out, stderr=err, check=True)
     assert (tmp_path/'out').read_text() == 'before\nin\nafter\n' and (tmp_path/'err').read_text() == 'err\n'
 
+@pytest.mark.parametrize('folder', ['fd', 'proc/1/fd', '/dev/shm'])
+def test_a_file_is_a_file_in_folders_that_look_like_those_of_descriptors(tmp_path, folder):
+    path = (tmp_path/folder)/tmp_path.name
+    if folder.startswith('/') and not path.parent.is_dir(): pytest.skip(f'there is no {folder}')
+    check_writable(path); write_atomic(path, [b'whole'])
+    assert path.read_bytes() == b'whole'
+    path.unlink()
+
 @pytest.mark.slow
 def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
     code = ("import sys; from tinylm.core import write_atomic\n"
@@ -251,8 +272,25 @@ def test_an_error_of_whoever_gives_the_chunks_is_left_as_it_is(tmp_path):
     assert str(e.value) == 'the line is down' and only(tmp_path) == []
 
 def test_whether_a_path_can_be_written_is_found_out_without_a_trace(tmp_path):
-    check_writable(tmp_path/'new'/'file'); check_writable('/dev/null')
-    assert only(tmp_path/'new') == []
+    check_writable(tmp_path/'new'/'deep'/'file'); check_writable('/dev/null')
+    assert only(tmp_path/'new'/'deep') == []
+    ends = os.pipe()
+    check_writable(f'/dev/fd/{ends[1]}')                           # where no file can be made beside it
+    for end in ends: os.close(end)
     (tmp_path/'file').write_bytes(b'')
     with pytest.raises(OSError) as e: check_writable(tmp_path/'file'/'below')
     assert e.value.filename == str(tmp_path/'file'/'below')
+
+def test_a_file_has_one_owner_at_a_time_and_no_lock_afterwards(tmp_path):
+    path = tmp_path/'file'
+    with owning(path):
+        assert len(only(tmp_path)) == 1
+        for _ in range(2):                                         # who is refused takes nothing away
+            with pytest.raises(ValueError, match='file is being written by another process'):
+                with owning(path): pass
+        write_atomic(path, [b'mine'])
+        with owning(tmp_path/'other'): pass
+    assert only(tmp_path) == ['file']
+    with owning(path):                                             # somebody tidies up
+        for name in only(tmp_path): (tmp_path/name).unlink()
+    assert only(tmp_path) == []

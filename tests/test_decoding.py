@@ -39,6 +39,10 @@ def test_the_law_notices_a_model_that_sees_the_future():
     gap = phase_gap(model, x, 3)
     assert not phase_invariant(model, x, 3) and gap[:7].min() > 1e-3 and gap[7] < 1e-4
 
+def test_where_nothing_is_decoded_the_gap_is_zero_and_no_tolerance_is_needed():
+    x = tokens(2, 5)
+    assert phase_gap(small_model(), x, 5).tolist() == [0]*5 and phase_invariant(small_model(), x, 5, atol=0)
+
 @pytest.mark.parametrize('k', [0, 9, -1])
 def test_a_cut_outside_the_text_is_refused(k):
     with pytest.raises(ValueError, match=f'k is {k}'):
@@ -98,6 +102,11 @@ def test_a_way_to_decode_whose_row_is_missing_is_refused_by_name(monkeypatch):
         model.stream(idx, 4, use_cache=True)
     with pytest.raises(ValueError, match="named 'speculative'"): model.stream(idx, 4, drafter=object())
 
+def test_a_drafter_goes_with_a_cache_and_not_without_one():
+    model, idx, how = small_model(), tokens(1, 3), dict(temperature=0, drafter=NGramDrafter(1))
+    assert torch.equal(model.decode(idx, 6, use_cache=True, **how), model.decode(idx, 6, temperature=0))
+    with pytest.raises(ValueError, match='use_cache is False'): model.stream(idx, 6, use_cache=False, **how)
+
 def test_a_later_lesson_adds_a_row_and_the_loop_does_the_rest(monkeypatch):
     "A step may give several tokens; what is too much is cut."
     model, idx, asked = small_model(dropout=.5).train(), tokens(2, 3), []
@@ -108,12 +117,15 @@ def test_a_later_lesson_adds_a_row_and_the_loop_does_the_rest(monkeypatch):
     out = model.decode(idx, 7)
     assert torch.equal(out, torch.cat([idx, idx, idx, idx[:, :1]], 1)) and asked == [(n, False, True)
         for n in (3, 6, 9)] and model.training
+    assert [t.shape for t in model.stream(idx, 7)] == [(2, 1)]*7
 
 def test_compile_warns_once_in_one_line_and_changes_nothing():
     model, idx = small_model(), tokens(2, 3)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         out = model.decode(idx, 9, temperature=0, compile=True)
+        model.stream(idx, 9, compile=True)
+    assert said.pop().filename == __file__                                 # it names the caller's line
     assert [str(w.message) for w in said] == ['compile=True is not there yet: decoding goes on without it']
     assert torch.equal(out, model.decode(idx, 9, temperature=0))
 
@@ -172,7 +184,24 @@ def test_bad_dials_are_refused(dial):
     with pytest.raises(ValueError, match=next(iter(dial))):
         small_model().decode(torch.zeros(1, 1, dtype=torch.long), 1, **dial)
 
+@pytest.mark.parametrize('seed', [-1, 2**63, 1.5, True, 'x'])
+def test_a_bad_seed_is_refused(seed):
+    with pytest.raises(ValueError, match=f'seed is {seed!r}: expected a whole number from 0 to'):
+        Sampling(seed=seed)
+
+def test_the_largest_seed_repeats_its_draws():
+    model, idx, dials = small_model(), tokens(2, 3), Sampling(seed=2**63-1)
+    assert torch.equal(model.decode(idx, 9, sampling=dials), model.decode(idx, 9, sampling=dials))
+
 # --- sampling
+
+@pytest.mark.parametrize('how', [dict(), dict(use_cache=False), dict(drafter=NGramDrafter(1))], ids=str)
+def test_the_best_token_needs_no_chance(how):
+    "Greedy text leaves a generator, and PyTorch's own, as they were for whoever draws next."
+    model, idx, chance = small_model(), tokens(1, 3), seeded()
+    before = chance.get_state(), torch.get_rng_state()
+    model.decode(idx, 9, temperature=0, generator=chance, **how); model.decode(idx, 9, temperature=0, **how)
+    assert torch.equal(chance.get_state(), before[0]) and torch.equal(torch.get_rng_state(), before[1])
 
 rows = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=12)
 
@@ -238,6 +267,17 @@ def test_greedy_takes_the_best_and_a_tiny_temperature_does_too():
         1e-8).tolist()
     assert probabilities(logits, 0).tolist() == [[0, 1, 0], [1, 0, 0]]
 
+@pytest.mark.parametrize('dials', [dict(), dict(temperature=.1), dict(top_k=2), dict(top_p=.9)], ids=str)
+@pytest.mark.parametrize('large', [3e38, -3e38])
+def test_the_largest_numbers_that_are_finite_give_a_distribution(large, dials):
+    p = probabilities(torch.tensor([large, large, -3.4e38]), **dials)
+    assert torch.allclose(p, torch.tensor([.5, .5, 0.]))
+
+def test_a_record_of_dials_is_a_key_and_does_not_change():
+    dials = Sampling(.5, 3)
+    assert {dials: 1}[Sampling(.5, 3)] == 1
+    with pytest.raises(AttributeError): dials.temperature = 0
+
 def test_a_vanishing_top_p_keeps_the_best():
     assert probabilities(torch.tensor([1., 2.]), top_p=1e-46).tolist() == [0, 1]
 
@@ -271,6 +311,17 @@ def test_the_phases_are_compared_on_the_same_rows():
     hook.remove()
     T = model.config.block_size
     assert [c.tokens for c in compare_phases(model, new_tokens=T, repeats=1)] == [T, T]
+
+def test_each_phase_is_timed_alone_and_the_median_is_kept(monkeypatch):
+    "On a clock that only passes move; decode begins with one token."
+    model, now, shapes, paces = small_model(), [100.], [], [16, 4, 8, *[5]*6, *[1]*6, *[3]*6]
+    monkeypatch.setattr(decoding, 'perf_counter', lambda: now[0])
+    def passing(m, args, out):
+        now[0] += paces[len(shapes)]; shapes.append(out.shape[:2])
+    model.norm.register_forward_hook(passing)
+    prefill, decode = compare_phases(model, batch=4, new_tokens=6, repeats=3)
+    assert shapes == [(4, 8)]*3 + [(4, 1)]*18
+    assert (prefill.seconds, decode.seconds) == (8, 6*3)
 
 def test_the_table_shows_both_phases():
     table = phase_table([PhaseCost('prefill', 1, 256, .5), PhaseCost('decode', 64, 64, 2.)])

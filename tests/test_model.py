@@ -93,6 +93,13 @@ def test_counting_a_large_model_takes_no_memory_and_no_random_numbers():
     assert big.n_params == 1_557_611_200                                      # GPT-2 XL, as published
     assert torch.equal(torch.get_rng_state(), before)
 
+def test_matrices_below_the_limit_are_described_and_larger_ones_refused():
+    C, shape = 2**29, dict(n_embd=2**29, n_inner=1)
+    block = LMConfig(n_layer=2, **shape).n_params - LMConfig(n_layer=1, **shape).n_params
+    assert 4*C*C < block < 4.001*C*C                            # queries, keys, values, and the way back
+    for large in (dict(n_embd=C), dict(n_embd=2*C, n_inner=1)):
+        with pytest.raises(ValueError, match=r'a matrix of 2\*\*60 parameters'): LMConfig(**large)
+
 def test_a_model_without_arguments_is_the_small_one_of_the_contract():
     model = LanguageModel()
     assert sum(p.numel() for p in model.parameters()) < 2e6

@@ -141,6 +141,23 @@ def test_under_autocast_the_pool_keeps_its_own_dtype():
     assert cache.kv[0].dtype == torch.float32
     assert (got - MODEL.prefill(x)[0]).abs().max() < .1*MODEL.prefill(x)[0].abs().max()
 
+def test_new_pages_are_clean_whatever_they_held():
+    "A mask multiplies by zero, and zero times nan is nan: the ends of pages must be numbers."
+    cache, texts, rows = PagedKVCache(MODEL.config, 8, 4), [prompt(6, 1), prompt(3, 2)], [Row(), Row()]
+    for pool in cache.kv: pool.fill_(float('nan'))
+    MODEL.prefill(torch.tensor([texts[0][:-1] + texts[1][:-1]]), cache=cache.batch(rows, [5, 2]))
+    last = torch.tensor([text[-1:] for text in texts])
+    got = MODEL.prefill(last, cache=cache.batch(rows))[0]
+    for text, logits in zip(texts, got):
+        assert torch.allclose(logits[-1], MODEL(torch.tensor([text]))[0][0, -1], atol=1e-4, rtol=1e-4)
+
+@quick
+@given(models(), st.integers(1, 9), st.integers(1, 5))
+def test_bytes_of_a_pool_are_those_of_a_cache_of_as_many_positions(model, n_pages, size):
+    pool = PagedKVCache(model.config, n_pages, size)
+    assert pool.n_bytes == model.config.cache_bytes(1, n_pages*size)
+    assert pool.n_bytes == sum(t.untyped_storage().nbytes() for t in pool.kv)
+
 # --- the books
 
 def test_freed_pages_are_found_again_until_somebody_needs_them():
@@ -272,3 +289,11 @@ def test_undo_forgets_what_may_be_overwritten():
         with Undo(pages, row): pages.reserve(row, 1); raise Boom
     assert pages.refs == [0, 0] and row.pages == [] and len(pages.known) == 1
     assert pages.open([1, 2, 3, 4, 5]).ids == [1, 2]
+
+def test_undo_shortens_lists_that_grew_and_leaves_out_what_is_none():
+    notes = [1, 2]
+    with pytest.raises(Broken):
+        with Undo(notes, None): notes.append(3); raise Broken
+    assert notes == [1, 2]
+    with Undo(notes, None): notes.append(3)
+    assert notes == [1, 2, 3]

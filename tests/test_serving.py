@@ -227,6 +227,18 @@ def test_metrics_trace_and_throughput(tmp_path):
                 and j['wrote'] is not None] == job.new
     assert engine.throughput() > 0
 
+def test_on_a_clock_that_only_passes_move_seconds_are_steps(monkeypatch):
+    model, now = small_model(), [100.]
+    monkeypatch.setattr(serving, 'perf_counter', lambda: now[0])
+    def second(*_): now[0] += 1
+    model.norm.register_forward_hook(second)
+    engine = Engine(model, slots=2, budget=5, size=4)
+    jobs = [engine.add(Request(prompt(n), 4, temperature=0)) for n in (3, 9, 2)]
+    while engine.busy: engine.step()
+    assert all(j.metrics() == j.metrics('steps') for j in jobs)
+    assert [s['seconds'] for s in engine.trace] == [1.]*len(engine.trace)
+    assert engine.throughput() == 12/len(engine.trace)
+
 @pytest.mark.parametrize('policy', [first_come, shortest_first, lambda job: -job.number])
 def test_any_policy_gets_everybody_done(policy):
     engine = Engine(MODEL, slots=2, budget=4, n_pages=8, size=2, policy=policy)
@@ -541,3 +553,15 @@ def test_weights_that_change_in_any_way_are_noticed_by_the_next_request(change):
     for ask in (lambda: engine.add(Request(prompt(6), 4)),
                 lambda: engine.stream([prompt(6)], max_new_tokens=4)):
         with pytest.raises(ValueError, match='the weights have changed'): ask()
+
+@pytest.mark.parametrize('dtype', [
+    torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn], ids=str)
+def test_weights_of_any_type_are_watched(dtype):
+    "Where they are and how often they were changed is the same here: their bits alone tell."
+    engine = Engine(small_model())
+    weight = engine.model.norm.bias
+    weight.data = weight.data.to(dtype)
+    engine = Engine(engine.model)
+    engine.add(Request([1], 2))
+    weight.data.copy_(weight.data.float() + 1)
+    with pytest.raises(ValueError, match='the weights have changed'): engine.add(Request([1], 2))
