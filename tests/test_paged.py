@@ -292,8 +292,8 @@ def test_undo_forgets_what_may_be_overwritten():
 
 def test_undo_shortens_lists_that_grew_and_leaves_out_what_is_none():
     notes = [1, 2]
-    with pytest.raises(Broken):
-        with Undo(notes, None): notes.append(3); raise Broken
+    with pytest.raises(Boom):
+        with Undo(notes, None): notes.append(3); raise Boom
     assert notes == [1, 2]
     with Undo(notes, None): notes.append(3)
     assert notes == [1, 2, 3]

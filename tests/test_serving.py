@@ -3,7 +3,7 @@ import json, random
 
 import pytest
 import torch
-from helpers import seeded
+from helpers import seeded, small_model
 from test_paged import GROUPED, MODEL, V, check_content, interrupted, prompt, roomy
 from test_paged import check_books as check_pages
 
