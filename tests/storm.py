@@ -180,7 +180,7 @@ class Client:
 
 def one_engine(seed):
     rng = random.Random(seed)
-    storm = Storm(rng, 2e-4)
+    storm = Storm(rng, 1e-3)
     client = Client(random.Random(seed + 10**6), storm)
     with storm: client.run()
     client.right()
