@@ -317,6 +317,7 @@ def test_percentiles_at_and_past_the_edges_are_refused(percent):
 
 def test_percentiles_are_right_at_the_edges_and_refused_outside():
     line = Timeline([9.] + [float(n) for n in range(1, 101)], [Ledger()]*101, [0]*101)
-    for percent, low, high in ((1, 1, 3), (50, 50, 51), (99, 98, 100)): assert low <= line.itl(percent) <= high
+    for percent, low, high in ((1, 1, 3), (50, 50, 51), (99, 98, 100)):
+        assert low <= line.itl(percent) <= high
     for percent in (-1, 0, 100, 101, 99.9):
         with pytest.raises(ValueError, match='percent'): line.itl(percent)
