@@ -177,12 +177,14 @@ def move(self:Scheduler,
     job.state, self.events = state, [*self.events, (job.number, state)]
 
 # %% ../nbs/10_batching.ipynb #c9d5fb69
+def _new(scheduler, request): return Job(request, scheduler.n_jobs, scheduler.window, list(request.ids))
+
 @patch
 def add(self:Scheduler,
     request:Request, # what to write
 )->Job: # in the queue
     "Queue a request."
-    return self.queue(Job(request, self.n_jobs, self.window, list(request.ids)))
+    return self.queue(_new(self, request))
 
 @patch
 def queue(self:Scheduler,
@@ -378,7 +380,7 @@ def _check_weights(engine):
         raise ValueError('the weights have changed since this engine was made: make a new one')
 
 def _job(engine, request):
-    job = Job(request, engine.scheduler.n_jobs, engine.scheduler.window, list(request.ids))
+    job = _new(engine.scheduler, request)
     if request.seed is not None:
         job.generator = torch.Generator(device_of(engine.model)).manual_seed(request.seed)
     return job
