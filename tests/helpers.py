@@ -82,10 +82,10 @@ STOPS = Boom, KeyboardInterrupt
 
 class FailingOperation(TorchDispatchMode):
     "The n-th operation of PyTorch fails."
-    def __init__(self, n): super().__init__(); self.left = n
+    def __init__(self, n, error=Boom): super().__init__(); self.left, self.error = n, error
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.left -= 1
-        if self.left == 0: raise Boom
+        if self.left == 0: raise self.error
         return func(*args, **(kwargs or {}))
 
 class Interrupt:

@@ -9,13 +9,14 @@ from browser import CHROME, HOW
 if not CHROME: pytest.skip(HOW, allow_module_level=True)
 pytest.importorskip('playwright')
 pytestmark = pytest.mark.browser
-from test_widgets import EVIL, batches, small, timeline, widgets
+from test_widgets import EVIL, batches, lane, means, race, small, squeezed, timeline, widgets
 
 from tinylm.cost import Ledger, Timeline
 from tinylm.data import CharTokenizer
 from tinylm.decoding import probabilities
 from tinylm.training import course_model
-from tinylm.widgets import AttentionMap, BatchTimeline, DecodeTimeline, TokenProbabilities, _label, _whole
+from tinylm.widgets import AttentionMap, BatchTimeline, DecodeTimeline, PhaseRace, TokenProbabilities
+from tinylm.widgets import _label, _whole
 
 TEXT = 'a bad cafe\nabc'
 
@@ -149,6 +150,42 @@ def test_256_tokens_are_drawn_not_built(show):
         assert abs(weight(card) - w.maps[0][0, 0, q, k]) < 1e-4
     assert page.evaluate(f"() => {SHADOW}.querySelectorAll('*').length") < 1000
 
+@pytest.mark.parametrize('most, p', [(700, 1), (200, 2), (60, 4)])
+def test_a_large_map_shows_means_and_says_so(show, monkeypatch, most, p):
+    squeezed(monkeypatch, most)
+    w = AttentionMap(small(), TEXT); want = means(w.maps[0], p); T = len(TEXT); assert w.data['pool'] == p
+    card = show(w.to_html()).locator('.tlm')
+    steps = lambda w: .02*w**.5 + .001                                 # 256 steps, and two digits
+    for layer, head in ((0, 0), (1, 1)):
+        choose(card, 'Layer', layer); choose(card, 'Head', head)
+        for q, k in ((T-1, 0), (T//2, T//3), (0, 0)):
+            cell(card, q, k, T)
+            mean = want[layer, head, q//p, k//p]
+            assert abs(weight(card) - mean) <= steps(mean)
+            if p > 1: assert f'{q//p*p}' in card.locator('.say').inner_text()
+        card.page.mouse.move(1, 1); settle(card)
+        best = want[layer, head, (T-1)//p].sort(descending=True).values
+        for row, mean in zip(card.locator('.bars li').all(), best):
+            block = int(row.get_attribute('data-key'))//p
+            assert abs(want[layer, head, (T-1)//p, block] - mean) <= steps(mean)
+            assert abs(float(row.locator('output').inner_text()) - mean) <= steps(mean)
+    says = 'each weight in 256 steps' if p == 1 else f'each block of {p} queries and {p} keys in 256 steps'
+    assert says in card.locator('.note').last.inner_text()
+    choose(card, 'View', 'all heads'); settle(card)
+    sizes = card.locator('.grid canvas').evaluate_all("es => es.map(e => [e.width, e.height])")
+    assert sizes == [[-(-T//p)]*2]*4
+
+def test_colours_of_a_map_grow_with_its_means(show, monkeypatch):
+    squeezed(monkeypatch, 200)
+    w = AttentionMap(small(), TEXT, view='heads'); want = means(w.maps[0], 2)[1, 0]
+    card = show(w.to_html()).locator('.tlm'); settle(card)
+    pixels = card.locator('.grid canvas').nth(2).evaluate(
+        "e => [...e.getContext('2d').getImageData(0, 0, e.width, e.height).data]")
+    n = len(want); got = torch.tensor(pixels).view(n, n, 4)
+    seen = [(want[q, k].item(), got[q, k, 0].item()) for q in range(n) for k in range(q + 1)]
+    assert all(a[1] >= b[1] - 1 for a, b in zip(sorted(seen), sorted(seen)[1:]))   # light to dark
+    assert all(got[q, k, 3] == (255 if k <= q else 0) for q in range(n) for k in range(n))
+
 # --- the timeline
 
 UNITS = {'kB': 1e3, 'MB': 1e6, 'thousand': 1e3, 'million': 1e6, 'billion': 1e9, '': 1}
@@ -164,7 +201,7 @@ def check_timeline(card, data):
         for s in data['series']:
             cells = card.locator(f'tr[data-name="{s["name"]}"] td').all_inner_texts()
             token, time, size, flops, read = cells[1:]
-            assert token == f'{s["tokens"][i]} ({i+1})' and read == str(s['read'][i])
+            assert token == f'{s["tokens"][i]} ({i+1})' and read == f'{s["read"][i]:,}'
             assert abs(float(time.split()[0]) - s['ms'][i]) < 6e-4
             for shown, want in ((size, s['bytes'][i]), (flops, s['flops'][i])):
                 scale = next(v for k, v in UNITS.items() if k in shown)
@@ -229,6 +266,164 @@ def test_the_cliff_stands_where_the_window_is_full(show):
     bars = card.locator('rect[data-series="0"]')
     left = dict(bars.evaluate_all("es => es.map(e => [+e.dataset.token, +e.getAttribute('x')])"))
     assert left[12] < x <= left[13]               # block_size 16, prompt 4: the 14th token needs position 17
+
+def long_line(n, naive):
+    read = lambda i: i + 4 if naive else 1
+    return Timeline([.001*(1 + i % 7) for i in range(n)],
+                    [Ledger(1000 + i, 4000, (i + 4)*64, read(i)*64) for i in range(n)],
+                    [i % 10 for i in range(n)])
+
+def test_1000_tokens_are_few_shapes_and_moving_over_them_draws_nothing_anew(show):
+    w = DecodeTimeline({'cached': long_line(1000, False), 'naive': long_line(1000, True)})
+    page = show(w.to_html()); card = page.locator('.tlm'); settle(card)
+    assert card.locator('svg.plot *').count() < 150 and card.locator('svg.plot rect').count() < 10
+    bars = card.locator('path[data-series="1"]').evaluate_all(
+        "es => es.map(e => e.getAttribute('d').split('M').length - 1)")
+    assert sum(bars) == 2*1000                                         # time and cause of each token
+    page.evaluate(f"""() => {{ window.made = 0;
+        new MutationObserver(changes => changes.forEach(c => {{ window.made += c.addedNodes.length; }}))
+            .observe({SHADOW}.querySelector('svg.plot'), {{ childList: true, subtree: true }}); }}""")
+    check_timeline(card, w.data)
+    card.locator('svg.plot').press('End'); settle(card)
+    assert page.evaluate('window.made') == 0
+    choose(card, 'Cause', 'FLOPs'); settle(card)
+    assert page.evaluate('window.made') > 0
+
+def test_the_lanes_of_a_timeline_are_pointed_at(show):
+    w = DecodeTimeline(lines()); card = show(w.to_html()).locator('.tlm'); settle(card)
+    for j, s in enumerate(w.data['series']):
+        places = card.locator(f'rect[data-lane="{j}"]')
+        for i in (0, 7, 15):
+            places.nth(i).hover(); settle(card)
+            got = card.locator(f'tr[data-name="{s["name"]}"] td').nth(1).inner_text()
+            assert got == f'{s["tokens"][i]} ({i+1})'
+
+# --- the race
+
+def a_race(**how):
+    again = (False, True, True, True)
+    lanes = {'slow': lane((.1, .2, .3, .4), ((1,), (2,), (3,), (4,)), (3, 4, 5, 6), again),
+             'fast': lane((.05, .15, .2), ((), (1, 2), (3, 4)), (2, 1, 2), rows=3)}
+    return PhaseRace(lanes, CharTokenizer('abcdefgh \n'), 'abc', **how)
+
+def written(card):
+    "The new tokens that can be seen in each lane."
+    settle(card)
+    return [len(e.locator('.t.made:not(.wait)').all()) for e in card.locator('.lane').all()]
+
+def race_table(card):
+    settle(card)
+    return [row.locator('td').all_inner_texts()[1:] for row in card.locator('tr[data-lane]').all()]
+
+def test_each_token_comes_when_it_came(show):
+    w = a_race(time=0); card = show(w.to_html()).locator('.tlm')
+    want = {0: [0, 0], 60: [0, 0], 120: [1, 0], 150: [1, 2], 199.6: [1, 2],
+            200: [2, 4], 300: [3, 4], 400: [4, 4]}
+    for ms in [*want, *reversed(want)]:
+        slide(card, 'Time', ms)
+        assert written(card) == want[ms], ms
+        assert f'{ms:.1f} of 400.0 ms' in card.locator('.clock output').inner_text()
+        first = card.locator('.lane').first.locator('.t.prompt.future')
+        assert first.count() == (3 if ms < 100 else 0)                 # until the prompt has been read
+    slide(card, 'Time', 200)
+    assert race_table(card) == [['2', '2', '100.0 ms', '–'], ['4', '3', '150.0 ms', '20']]
+    assert card.locator('.lane').first.locator('.fresh').inner_text() == w.data['lanes'][0]['tokens'][1]
+    slide(card, 'Time', 400)
+    assert race_table(card) == [['4', '4', '100.0 ms', '10'], ['4', '3', '150.0 ms', '20']]
+    assert card.locator('.fresh').count() == 0
+
+def test_passes_stand_in_their_colours_and_several_tokens_are_marked(show):
+    card = show(a_race().to_html()).locator('.tlm'); settle(card)
+    kinds = lambda j: [c.split()[0] for c in card.locator(f'rect[data-lane="{j}"]').evaluate_all(
+        "es => es.map(e => e.getAttribute('class'))")]
+    assert kinds(0) == ['prefill', 'solid', 'solid', 'solid'] and kinds(1) == ['prefill', 'prefill', 'decode']
+    about = "es => es.map(e => [+e.getAttribute('x'), +e.getAttribute('width')])"
+    (x0, w0), (x1, w1), *_ = card.locator('rect[data-lane="0"]').evaluate_all(about)
+    (y0, v0), (y1, v1), _ = card.locator('rect[data-lane="1"]').evaluate_all(about)
+    assert x0 == y0 and abs(w0 - 2*v0) < .01 and abs(v1 - 2*v0) < .01  # one axis, as long as it took
+    assert card.locator('svg text.many').all_text_contents() == ['2', '2']
+    assert [e.locator('.leap').count() for e in card.locator('.lane').all()] == [0, 4]
+    starts = card.locator('.leap.start').evaluate_all("es => es.map(e => +e.dataset.i)")
+    assert starts == [3, 5]                                            # after three tokens of prompt
+
+def test_the_race_says_who_shares_passes_and_whether_texts_agree(show):
+    card = show(a_race().to_html()).locator('.tlm'); settle(card)
+    says = card.locator('.agree').inner_text()
+    assert 'All lanes write the same 4 tokens.' in says
+    assert 'fast is one of 3 texts' in says and 'all 3 together came at 60 a second' in says
+    assert 'one of 3 rows at once' in card.locator('.lane').nth(1).inner_text()
+    assert 'rows' not in card.locator('.lane').first.inner_text()
+    parts = PhaseRace({'a': lane(), 'b': lane(wrote=((1,), (2,), (5, 4)))})
+    card = show(parts.to_html()).locator('.tlm'); settle(card)
+    assert 'b parts from a at token 3: 5 in place of 3.' in card.locator('.agree').inner_text()
+    assert card.locator('.t.parts').count() == 1
+
+def test_keys_move_from_pass_to_pass(show):
+    card = show(a_race(time=0).to_html()).locator('.tlm'); plot = card.locator('svg.plot')
+    for key, ms in (('ArrowRight', 50), ('ArrowRight', 100), ('ArrowRight', 150), ('ArrowLeft', 100),
+                    ('End', 400), ('PageUp', 360), ('ArrowLeft', 300), ('Home', 0), ('ArrowLeft', 0)):
+        plot.press(key); settle(card)
+        assert f'After {ms:.1f} ms' in plot.get_attribute('aria-label'), key
+    assert 'slow 0 of 4, fast 0 of 4' in plot.get_attribute('aria-label')
+    box = plot.bounding_box()
+    card.page.mouse.click(box['x'] + 88 + (box['width'] - 116)/2, box['y'] + 20); settle(card)
+    at = float(card.locator('.clock output').inner_text().split()[0]); assert abs(at - 200) < 2
+    assert 'After' in card.locator('.say').inner_text()
+
+RUN = """async () => { const s = %s, out = [], now = () => [...s.querySelectorAll('.lane')].map(
+        e => e.querySelectorAll('.t.made:not(.wait)').length);
+    s.querySelector('button').click();
+    do { out.push(now()); await new Promise(requestAnimationFrame); }
+    while (s.querySelector('button').textContent.includes('pause') || out.length < 3);
+    out.push(now()); return out; }""" % SHADOW
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_the_race_plays_to_its_end_and_begins_anew(show, scheme):
+    page = show(a_race(time=0, speed=.5).to_html(), color_scheme=scheme)
+    card = page.locator('.tlm'); settle(card)
+    assert card.get_attribute('data-theme') == scheme
+    for _ in range(2):                                                 # the second time from the end
+        seen = page.evaluate(RUN)
+        for lane_ in zip(*seen): assert list(lane_[3:]) == sorted(lane_[3:]) and lane_[-1] == 4
+        assert len(set(map(tuple, seen))) >= 3
+    assert 'done' in card.locator('.say').inner_text()
+    assert min(contrast(page, [['--on', '--decode'], ['--on', '--prefill']])) >= 3
+
+def test_a_pause_holds_the_race(show):
+    card = show(a_race(time=0, speed=.01).to_html()).locator('.tlm'); button = card.locator('button').first
+    button.click(); card.page.wait_for_timeout(150); button.click(); settle(card)
+    held = card.locator('.clock output').inner_text(); assert 0 < float(held.split()[0]) < 400
+    card.page.wait_for_timeout(150); assert card.locator('.clock output').inner_text() == held
+    card.locator('svg.plot').press(' '); settle(card); assert 'pause' in button.inner_text()
+    choose(card, 'Speed', 'real time')
+    card.get_by_role('button', name='play').wait_for(); assert written(card) == [4, 4]
+
+def test_who_wants_no_motion_sees_jumps(show):
+    page = show(a_race(time=0, speed=1).to_html(), reduced_motion='reduce'); card = page.locator('.tlm')
+    card.locator('button').first.click(); page.wait_for_timeout(400)
+    assert float(card.locator('.clock output').inner_text().split()[0]) == 0
+    page.wait_for_timeout(500)
+    assert abs(float(card.locator('.clock output').inner_text().split()[0]) - 400/12) < .1
+    card.locator('button').first.click()
+
+def test_a_recorded_race_is_shown(show):
+    w, _ = race(); card = show(w.to_html()).locator('.tlm')
+    card.locator('svg.plot').press('End')
+    assert written(card) == [10]*4
+    for row, s in zip(race_table(card), w.data['lanes']):
+        assert row == ['10', str(len(s['ms'])), f'{s["ttft"]:.1f} ms', f'{s["rate"]:,.0f}']
+
+def test_playing_a_long_race_touches_only_what_changes(show):
+    n = 1000
+    long = lane([.01*(i + 1) for i in range(n)], [[i % 10] for i in range(n)], [1]*n, [False]*n)
+    page = show(PhaseRace({'a': long, 'b': long}, time=0).to_html())
+    card = page.locator('.tlm'); settle(card)
+    assert card.locator('svg.plot *').count() < 60
+    page.evaluate(f"""() => {{ window.made = 0;
+        new MutationObserver(changes => {{ window.made += changes.length; }}).observe(
+            {SHADOW}.querySelector('.lanes'), {{ attributes: true, childList: true, subtree: true }}); }}""")
+    for key in ('ArrowRight',)*3: card.locator('svg.plot').press(key); settle(card)
+    assert written(card) == [3, 3] and page.evaluate('window.made') < 100
 
 # --- batches
 
@@ -356,7 +551,7 @@ def test_draws_repeat_and_follow_the_distribution(show):
 
 # --- strangers in the text
 
-@pytest.mark.parametrize('i', range(4))
+@pytest.mark.parametrize('i', range(5))
 def test_tokens_run_nothing_and_are_shown(show, i):
     page = show(widgets()[i].to_html()); card = page.locator('.tlm'); settle(card)
     for view in ('all heads', 'phases', 'one head') if i == 0 else ():
@@ -408,16 +603,16 @@ def test_the_theme_follows_a_switch(show):
     page.evaluate("() => { document.body.className = 'quarto-dark'; }")
     page.locator('.tlm[data-theme=dark]').wait_for()
 
-@pytest.mark.parametrize('i', range(4))
+@pytest.mark.parametrize('i', range(5))
 @pytest.mark.parametrize('width', [360, 900, 1280])
 def test_nothing_sticks_out(show, i, width):
     w = [AttentionMap(small(), TEXT, view='phases'),
          DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd'),
-         TokenProbabilities(small(), TEXT), BatchTimeline(batches())][i]
+         TokenProbabilities(small(), TEXT), BatchTimeline(batches()), race()[0]][i]
     page = show(w.to_html(), viewport={'width': width, 'height': 720}); settle(page.locator('.tlm'))
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
 
-@pytest.mark.parametrize('i', range(4))
+@pytest.mark.parametrize('i', range(5))
 def test_whatever_takes_the_focus_has_a_name(show, i):
     page = show(widgets()[i].to_html()); settle(page.locator('.tlm'))
     nameless = page.evaluate("""() => {
@@ -465,8 +660,8 @@ def test_the_page_of_widgets_in_jupyterlab(open_notebook):
     assert 'AttentionMap' in saved.first.get_attribute('alt')
     nb.run_all()
     cards = nb.widgets().all()
-    assert len(cards) == 7
-    one, heads, phases, chunked, clock, batch, dials = cards
+    assert len(cards) == 8
+    one, heads, phases, chunked, clock, lanes, batch, dials = cards
     whole = _whole(AttentionMap(model, FOR).maps)
     check_map(one, whole)
     heads.get_by_role('button', name='enlarge layer 2, head 3').click()
@@ -477,6 +672,9 @@ def test_the_page_of_widgets_in_jupyterlab(open_notebook):
     choose(chunked, 'View', 'phases'); slide(chunked, 'Pass', 2)
     assert facts(chunked) == work([24, 16, 10, 6], 2)
     check_timeline(clock, value(nb, 'DecodeTimeline(lines, model.tokenizer, prompt).data'))
+    shown = value(nb, 'race.data')
+    lanes.locator('svg.plot').press('End'); assert written(lanes) == [46]*4
+    assert [row[1] for row in race_table(lanes)] == [str(len(s['ms'])) for s in shown['lanes']]
     check_batches(batch, value(nb, 'records'), lambda t: _label(model.tokenizer.decode([t])))
     slide(dials, 'Temperature', 1.5); slide(dials, 'Top-k', 7); slide(dials, 'Top-p', .8)
     logits = TokenProbabilities(model, 'The value of the ').logits
@@ -504,6 +702,26 @@ def test_a_live_widget_talks_to_python(open_notebook, lab):
     card.locator('.weight').wait_for(state='detached')
     check_map(card, want)
     dark(nb.page); check_dark(card)
+    assert nb.page.bad == []
+
+def test_a_large_live_map_asks_for_the_head_that_is_chosen(open_notebook, lab):
+    code = ['import tinylm.widgets as w\nw._MOST = w._MOST_LIVE = 400\n'
+            'from tinylm.training import course_model\n'
+            'live = w.AttentionMap(course_model(), "The value of").widget()', 'live']
+    cells = [nbformat.v4.new_code_cell(c, id=f'cell{i}') for i, c in enumerate(code)]
+    kernel = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), lab[1]/'large.ipynb')
+    nb = open_notebook('large.ipynb').run_all()
+    card, want = nb.widgets().first, _whole(AttentionMap(course_model(), 'The value of').maps)
+    card.wait_for(); assert value(nb, 'live.data["pool"]') > 1
+    for layer, head in ((0, 0), (2, 3), (1, 0)):
+        choose(card, 'Layer', layer); choose(card, 'Head', head); nb.page.wait_for_timeout(400)
+        cell(card, 11, 4, 12)
+        assert abs(weight(card) - want[layer, head, 11, 4]) < 1e-4
+        assert value(nb, '[live.detail["layer"], live.detail["head"]]') == [layer, head]
+    assert 'shown to 4 decimals' in card.locator('.note').last.inner_text()
+    choose(card, 'View', 'all heads'); settle(card)
+    assert 'the chosen head has every weight' in card.locator('.note').last.inner_text()
     assert nb.page.bad == []
 
 # how many widgets; lesson 03 has a picture that grows, and trains for a minute

@@ -1,5 +1,7 @@
 "Refusals in one short line, numbers that are numbers, and files that are whole or absent."
 import errno, os, re, stat, subprocess, threading
+from contextlib import redirect_stdout
+from io import StringIO
 from math import inf, nan
 
 import numpy as np
@@ -9,7 +11,8 @@ from hypothesis import given, strategies as st
 from helpers import Boom, run_python, quick, start_python
 
 from tinylm import CharTokenizer, LanguageModel, LMConfig, write_atomic
-from tinylm.core import check_count, check_number, check_one_of, check_writable, data_dir, owning, shown
+from tinylm.core import (Changes, check_count, check_number, check_one_of, check_writable, data_dir, judge,
+                         owning, shown)
 
 class Shows:
     "A value with any repr at all."
@@ -60,8 +63,8 @@ def test_a_count_is_any_kind_of_integer_within_its_limits(n, kind, least, most):
 
 NO_COUNT = (st.booleans() | st.floats() | st.text() | st.none() | st.lists(st.integers(1, 9))
             | st.text().map(Shows)
-            | st.sampled_from([np.float64(3), np.True_, np.zeros(3, int), torch.ones(2), torch.tensor(3.),
-                               2j]))
+            | st.sampled_from([np.float64(3), np.True_, torch.tensor(True), np.zeros(3, int), torch.ones(2),
+                               torch.tensor(3.), 2j]))
 
 @quick
 @given(NO_COUNT)
@@ -294,3 +297,26 @@ def test_a_file_has_one_owner_at_a_time_and_no_lock_afterwards(tmp_path):
     with owning(path):                                             # somebody tidies up
         for name in only(tmp_path): (tmp_path/name).unlink()
     assert only(tmp_path) == []
+
+def test_changes_are_the_lines_that_differ():
+    def before(x): return x
+    def after(x):
+        x = abs(x)
+        return x
+    class Other: pass
+    assert Changes(before, before).lines == [] == Changes(Other, Other).lines
+    lines = Changes(before, after).lines
+    assert [line for line in lines if line[0] == '-'] == ['-    def before(x): return x']
+    new = ['+    def after(x):', '+        x = abs(x)', '+        return x']
+    assert [line for line in lines if line[0] == '+'] == new
+    assert repr(Changes(before, after)) in Changes(before, after)._repr_markdown_()
+
+@given(st.one_of(st.none(), st.text(min_size=1), st.builds(ValueError, st.text())))
+def test_a_judgement_is_one_line_whatever_an_answer_does(found):
+    def what_is_wrong(answer):
+        if isinstance(found, Exception): raise found
+        return found
+    with redirect_stdout(StringIO()) as out: judge(what_is_wrong, None)
+    said = out.getvalue()
+    assert said == 'Right.\n' if found is None else said.startswith('Not yet: ')
+    if isinstance(found, Exception): assert said.count('\n') == 1 and 'ValueError' in said

@@ -1,5 +1,7 @@
 import hashlib, json, re, socket, threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import log
 
 import pytest
 import torch
@@ -7,9 +9,9 @@ from hypothesis import given, strategies as st
 from pydoc_data import topics
 
 from helpers import quick, seeded
-from tinylm import (TOKENIZERS, CharTokenizer, LanguageModel, LMConfig, TextStream, TrainConfig,
-                    check_tokenizer,
-                    data, get_batch, load_corpus, read_tokenizer, train, train_val_split, visible)
+from tinylm import (TOKENIZERS, CharTokenizer, CountModel, LanguageModel, LMConfig, TextStream, TrainConfig,
+                    check_tokenizer, data, get_batch, load_corpus, read_tokenizer, train, train_val_split,
+                    visible)
 from tinylm.cli import main
 
 # --- the tokenizer
@@ -397,3 +399,50 @@ def test_text_of_another_width_without_a_mark_is_refused(tmp_path, encoding):
        st.text())
 def test_half_a_character_is_no_token(before, half, after):
     with pytest.raises(ValueError, match='half a character'): CharTokenizer(before + half + after)
+
+# --- the model that only counts
+
+texts = st.text('abc ', min_size=1, max_size=40)
+
+@quick
+@given(texts, texts, st.integers(1, 6))
+def test_what_a_count_expects_adds_up_to_one_and_is_what_it_saw_most(known, before, order):
+    m = CountModel(known, order, 'abc ')
+    p = {c: m.probability(before, c) for c in 'abc '}
+    assert sum(p.values()) == pytest.approx(1) and min(p.values()) > 0
+    end = before[max(len(before)-order+1, 0):]
+    assert p == {c: m.probability(end, c) for c in 'abc '}            # more is not looked at
+    followers = Counter(known[i] for i in range(len(end), len(known)) if known[i-len(end):i] == end)
+    if len(before) >= order-1: assert +m.after.get(end, Counter()) == followers
+
+@quick
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 4), st.integers(0, 99))
+def test_a_count_of_ids_is_that_of_their_characters(ids, order, seed):
+    text = ''.join('abcd'[i] for i in ids)
+    a, b = CountModel(tuple(ids), order, range(4)), CountModel(text, order, 'abcd')
+    assert a.write((0,), 9, seed) == tuple('abcd'.index(c) for c in b.write('a', 9, seed))
+    if len(ids) > 2: assert a.loss(tuple(ids), 2) == b.loss(text, 2)
+
+@quick
+@given(st.text('ab', min_size=9, max_size=60), st.integers(1, 5), st.integers(1, 8))
+def test_a_count_is_judged_on_the_windows_that_evaluate_reads(text, order, T):
+    "As a model of this block size: nothing before the window is known."
+    m, n = CountModel(text, order), (len(text)-1)//T
+    by_hand = [-log(m.probability(text[w*T:w*T+t+1], text[w*T+t+1])) for w in range(n) for t in range(T)]
+    assert m.loss(text, T) == pytest.approx(sum(by_hand)/len(by_hand))
+
+def test_a_count_writes_what_it_expects():
+    "Chi-square of the first drawn character, against the probabilities."
+    m = CountModel('abracadabra abba', 3)
+    p, n = {c: m.probability('ab', c) for c in m.tokens}, 4000
+    drawn = Counter(m.write('ab', 1, seed)[-1] for seed in range(n))
+    chi2 = sum((drawn[c] - n*p[c])**2/(n*p[c]) for c in p)
+    assert chi2 < 30                                                  # 5 degrees of freedom: p < 1e-4
+    assert m.write('ab', 20, 1) == m.write('ab', 20, 1) != m.write('ab', 20, 2)
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: CountModel(''), 'the text is empty'), (lambda: CountModel('ab', 0), 'order is 0'),
+    (lambda: CountModel('ab').loss('ab', 0), 'block_size is 0'),
+    (lambda: CountModel('ab').loss('ab', 2), '2 tokens is too short: block_size 2 needs at least 3')])
+def test_what_cannot_be_counted_is_refused(make, says):
+    with pytest.raises(ValueError, match=says): make()

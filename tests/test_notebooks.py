@@ -1,27 +1,46 @@
 "Every notebook runs from a fresh kernel, and every exercise has a check that tells right from wrong."
-import json, os, re
+import json, os, re, sys
+from collections import defaultdict
 
 import nbformat
 import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
 
+sys.path.insert(0, str(ROOT/'tools'))
+from lessons import EXERCISE, measure
+
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))         # lesson 03 trains the model that later ones load
 LESSONS = [p for p in NOTEBOOKS if p.name[0].isdigit()]
 SOLUTION = re.compile(r'<summary>Solution</summary>\s*```python\n(.*?)```', re.S)
+ANSWER = re.compile(r'^# (\w+) (right|wrong): (.+)\n((?:(?!# \w+ (?:right|wrong):).*\n)*)', re.M)
 names = lambda p: p.stem
 
 def cells(path): return nbformat.read(path, 4).cells
 
-def with_solutions(nb):
-    "After each exercise and its check: the solution, and the check again. Returns where both checks are."
-    out, checks = [], []
+def answers(path):
+    "Other answers to the exercises of a lesson: by name, (right or wrong, why, code)."
+    found, file = defaultdict(list), ROOT/'tests'/'answers'/f'{path.stem}.py'
+    for name, kind, why, code in ANSWER.findall(file.read_text() if file.exists() else ''):
+        found[name].append((kind, why, code))
+    return found
+
+def name_of(stub): return re.search(r'^(?:def |class )?(\w+)', stub, re.M)[1]
+
+def with_answers(nb, path):
+    "After each exercise and its check: other answers, the solution, each with the check again."
+    out, checks, others, code = [], [], answers(path), []
     for c in nb.cells:
         out.append(c)
-        if c.cell_type == 'markdown' and (m := SOLUTION.search(c.source)):
-            unsolved = len(out) - 2
-            out += [nbformat.v4.new_code_cell(m[1]), nbformat.v4.new_code_cell(out[unsolved].source)]
-            checks.append((unsolved, len(out)-1))
+        if c.cell_type == 'code': code.append(c.source); continue
+        (stub, *check), code = code or [''], []
+        if not (m := SOLUTION.search(c.source)): continue
+        check = '\n'.join(check)                            # all between the cell to fill in and the solution
+        checks.append((len(out)-2, 'wrong', 'an empty answer', check))
+        for kind, why, answer in [*others.pop(name_of(stub), []), ('right', 'the solution', m[1])]:
+            out += [nbformat.v4.new_code_cell(answer), nbformat.v4.new_code_cell(check)]
+            checks.append((len(out)-1, kind, why, check))
+    assert not others, f'answers to no exercise: {list(others)}'
     nb.cells = out
     return checks
 
@@ -31,14 +50,12 @@ def printed(cell): return ''.join(o.get('text', '') for o in cell.outputs if o.g
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=names)
 def test_run_all_from_a_fresh_kernel(path, tmp_path):
     nb = nbformat.read(path, 4)
-    checks = with_solutions(nb)
+    checks = with_answers(nb, path)
     NotebookClient(nb, timeout=600, kernel_name='python3',
                    resources={'metadata': {'path': ROOT/'nbs'}}).execute()
-    for unsolved, solved in checks:
-        check = nb.cells[unsolved].source
-        empty = printed(nb.cells[unsolved])
-        assert empty.startswith('Not yet'), f'the check accepts an empty answer:\n{check}'
-        assert printed(nb.cells[solved]).startswith('Right.'), f'the check refuses the solution:\n{check}'
+    for at, kind, why, check in checks:
+        said = printed(nb.cells[at])
+        assert said.startswith('Right.' if kind == 'right' else 'Not yet'), f'{why}: {said}\n{check}'
 
 @pytest.mark.parametrize('path', LESSONS, ids=names)
 def test_every_lesson_has_its_parts(path):
@@ -46,20 +63,27 @@ def test_every_lesson_has_its_parts(path):
     title, promise = text.splitlines()[0], text.splitlines()[2]
     assert title.startswith(f'# {path.stem[:2]} · ') and promise.startswith('> ')
     assert '**You need**' in text and '**It takes**' in text
-    exercises = re.findall(r'^### \d · .*\((easy|medium|hard)\)$', text, re.M)
-    assert len(exercises) >= 3 and exercises == sorted(exercises, key=('easy', 'medium', 'hard').index)
-    assert len(SOLUTION.findall(text)) >= len(exercises)
+    exercises = [number for number, _ in EXERCISE.findall(text)]
+    assert 3 <= len(exercises) <= 5 and exercises == [str(i+1) for i in range(len(exercises))]
+    assert text.count('### Exercise') == len(exercises) == text.count('<summary>Hint</summary>')
+    assert len(SOLUTION.findall(text)) == len(exercises)
     assert '## To read' in text and len(re.findall(r'\(\d{4}\)', text.split('## To read')[1])) >= 3
 
 @pytest.mark.parametrize('path', LESSONS, ids=names)
-def test_cells_stay_small_and_show_something(path):
-    code = [c for c in cells(path) if c.cell_type == 'code']
-    lengths = sorted(len([l for l in c.source.splitlines() if l.strip() and not l.startswith('#|')])
-                     for c in code)
-    words = sum(len(c.source.split()) for c in cells(path) if c.cell_type == 'markdown')
-    assert lengths[len(lengths)//2] <= 6 and lengths[int(.9*(len(lengths)-1))] <= 20, lengths
-    assert sum(bool(c.outputs) for c in code) >= len(code)/3
-    assert 800 <= words <= 2500, words
+def test_an_exercise_has_wrong_answers_of_five_kinds_and_another_right_one(path):
+    found = answers(path)
+    assert len(found) == measure(path)['exercises']
+    for name, others in found.items():
+        kinds = [kind for kind, *_ in others]
+        assert kinds.count('wrong') >= 5 and 'right' in kinds, name
+        assert len({why for _, why, _ in others}) == len(others), name
+
+@pytest.mark.parametrize('path', LESSONS, ids=names)
+def test_a_lesson_is_one_sitting_of_small_cells_that_show_something(path):
+    m = measure(path)
+    assert m['median'] <= 6 and m['90th'] <= 15 and m['shown'] >= 1/3, m
+    assert 1200 <= m['words'] <= 2500 and m['text per code'] >= .6, m
+    assert 4 <= m['predictions'] <= 6 and m['breaks'] and m['first shown'] <= 10, m
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=names)
 def test_saved_outputs_are_there_and_clean(path):

@@ -29,7 +29,8 @@ def test_a_run_goes_on(tmp_path):
     for name in ('v0.1.safetensors', 'v0.1.training.safetensors'):
         (tmp_path/name).write_bytes((DATA/name).read_bytes())
     saved = tinylm.read_run(checkpoint_path(tmp_path/'v0.1.safetensors'))
-    assert saved.recipe == TrainConfig(steps=6, batch_size=2, eval_every=2, eval_windows=2, warmup=1)
+    assert saved.recipe == TrainConfig(steps=6, batch_size=2, eval_every=2, eval_windows=2, warmup=1, lr=5e-3,
+                                       optimizer='adamw', pace='cosine')
     model = LanguageModel.from_safetensors(tmp_path/'v0.1.safetensors').train()
     ids = torch.tensor(model.tokenizer.encode(WRITTEN['text']))
     history = train(model, ids[:500], ids[500:], out=tmp_path/'v0.1.safetensors', resume=True,

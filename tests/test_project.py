@@ -445,3 +445,24 @@ def test_a_finished_page_asks_no_other_host_and_links_within_the_site():
         '<a href="kv_cache.html#kvcache"><code>KVCache</code></a>', '<code>_download</code>',
         '<a href="https://quarto.org">Quarto</a>',
         '<figure><img alt="Two phases" src="a.svg"><figcaption>Two <em>phases</em></figcaption></figure>']
+
+def test_the_speedrun_measures_a_change_and_refuses_what_is_none(tmp_path):
+    (tmp_path/'text.txt').write_text('the cat sat on the mat.\n'*200)
+    words = ['--corpus', str(tmp_path/'text.txt'), '--seeds', '1', 'n_layer=1', 'n_embd=16', 'block_size=16']
+    speedrun = lambda change: run_python('benchmarks/speedrun.py', *words, change, cwd=ROOT)
+    done = speedrun('steps=2')
+    assert done.returncode == 0 and 'steps=2' in done.stdout and '1 seeds' in done.stdout
+    for wrong in ('depth=3', 'steps=0', 'optimizer=sgd'):
+        failed = speedrun(wrong)
+        assert failed.returncode == 2 and 'Traceback' not in failed.stderr
+        assert wrong.split('=')[0] in failed.stderr.splitlines()[-1]
+
+def test_the_words_of_the_glossary_stand_where_it_says_and_lessons_link_to_them():
+    page = markdown(ROOT/'nbs'/'glossary.ipynb')
+    terms = re.findall(r'^### (.+)\n\n.+\n\nFirst seen in \[.+\]\((\S+?\.ipynb)', page, re.M)
+    assert len(terms) == page.count('\n### ') >= 40
+    linked = {link.partition('#')[2] for p in PAGES for link in links(p)
+              if link.startswith('glossary.ipynb#')}
+    assert linked <= {slug(term) for term, _ in terms} and len(linked) >= 30
+    for term, name in terms:
+        if slug(term) in linked: assert f'glossary.ipynb#{slug(term)}' in links(ROOT/'nbs'/name), term

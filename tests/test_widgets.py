@@ -15,8 +15,8 @@ from tinylm.data import CharTokenizer
 from tinylm.model import Fresh, LanguageModel, LMConfig
 from tinylm.serving import Engine, Request
 from tinylm.training import TrainConfig, train
-from tinylm.widgets import AttentionMap, BatchTimeline, DecodeTimeline, LiveTraining, TokenProbabilities
-from tinylm.widgets import _ascii, _drawing, _label, _whole
+from tinylm.widgets import AttentionMap, BatchTimeline, DecodeTimeline, Lane, LiveTraining, PhaseRace
+from tinylm.widgets import TokenProbabilities, _ascii, _drawing, _label, _whole
 
 ALPHABET = 'abcdefgh \n'
 EVIL = ['</script><script>window.hacked=1</script>', '<img src=x onerror="window.hacked=1">',
@@ -121,6 +121,84 @@ def test_256_tokens_stay_small():
     model = small(block_size=256)
     assert len(json.dumps(AttentionMap(model, 'abcdefgh'*32).data)) < 2*2*2*4/3*256*257/2 + 10_000
 
+def means(weights, p):
+    "(L, H, n, n) of blocks of p × p weights, cell by cell; what is masked does not count."
+    T = weights.shape[-1]; n = -(-T//p)
+    out = torch.zeros(*weights.shape[:2], n, n)
+    for i in range(n):
+        for j in range(i + 1):
+            cells = [(q, k) for q in range(i*p, min(T, i*p+p)) for k in range(j*p, min(T, j*p+p)) if k <= q]
+            out[..., i, j] = torch.stack([weights[..., q, k] for q, k in cells]).mean(0)
+    return out
+
+def shown_means(data):
+    "The triangle of means that a page holds, unpacked again."
+    L, H, n = data['n_layer'], data['n_head'], -(-len(data['tokens'])//data['pool'])
+    got = torch.tensor(list(base64.b64decode(data['weights'])))/255
+    out = torch.zeros(L, H, n, n)
+    out[..., causal_mask(n)] = got.view(L, H, -1).square()
+    return out
+
+def squeezed(monkeypatch, most=400, live=100):
+    monkeypatch.setattr('tinylm.widgets._MOST', most); monkeypatch.setattr('tinylm.widgets._MOST_LIVE', live)
+
+@pytest.mark.parametrize('T, most, pool',
+    [(14, 729, 1), (16, 400, 2), (15, 400, 2), (13, 140, 3), (16, 100, 4), (16, 1, 16)])
+def test_a_large_map_holds_the_means_of_blocks(monkeypatch, T, most, pool):
+    squeezed(monkeypatch, most)
+    for chunks in (None, [5, T-5]):
+        w = AttentionMap(small(), ('abcdefgh'*2)[:T], chunks=chunks)
+        assert w.data['pool'] == pool
+        want, got = means(_whole(w.maps), pool), shown_means(w.data)
+        assert (got.sqrt() - want.sqrt()).abs().max() <= .5/255 + 1e-6        # 256 steps of the square root
+        assert len(w.data['weights']) <= most + 4 or pool == T
+
+def test_a_map_stays_whole_where_there_is_room(monkeypatch):
+    whole = AttentionMap(small(), 'abcdefgh').data
+    squeezed(monkeypatch, most=4*2*2*8*9/3)
+    assert AttentionMap(small(), 'abcdefgh').data == whole and 'pool' not in whole
+    squeezed(monkeypatch, most=4*2*2*8*9/3 - 1)
+    assert 'pool' in AttentionMap(small(), 'abcdefgh').data
+
+@pytest.fixture(scope='module')
+def huge():
+    q, k = torch.randn(2, 12, 12, 600, 4, generator=torch.Generator().manual_seed(0))
+    return AttentionMap.from_weights(attention_weights(q, k), 'x'*600)
+
+def test_600_tokens_in_144_heads_stay_under_5_MB(huge):
+    bundle = huge._repr_mimebundle_()                                  # the picture stands in it twice
+    assert sum(map(len, bundle.values())) < 5e6
+    assert huge.data['pool'] == 3 and shown_means(huge.data).shape == (12, 12, 200, 200)
+
+def test_live_600_tokens_are_sent_head_by_head(huge):
+    pytest.importorskip('anywidget')
+    live = huge.widget()
+    assert len(json.dumps(live.data)) < 1.2e6 and len(json.dumps(live.detail)) < .6e6
+
+def detail(live):
+    d, T = live.detail, len(live.data['tokens'])
+    out = torch.zeros(T, T)
+    got = struct.unpack(f'<{T*(T+1)//2}H', base64.b64decode(d['weights']))
+    out[causal_mask(T)] = torch.tensor(got)/65535
+    return (d['layer'], d['head']), out
+
+def test_a_live_map_sends_the_head_that_is_chosen_and_no_other(monkeypatch):
+    pytest.importorskip('anywidget')
+    squeezed(monkeypatch)
+    w = AttentionMap(small(), 'abcdefgh'*2, layer=1); live = w.widget(); sent = []
+    assert live.data['pool'] == 4 and (shown_means(live.data) - means(w.maps[0], 4)).abs().max() < .01
+    live.observe(lambda change: sent.append(change.new), 'detail')
+    for choice in ({}, {'query': 3}, {'head': 1}, {'layer': 0, 'head': 1}, {'layer': 7}, {'head': 'x'}):
+        live.chosen = live.chosen | choice
+        (layer, head), weights = detail(live)
+        assert (weights - w.maps[0][layer, head]).abs().max() < 1e-4
+    assert (layer, head) == (0, 1) and len(sent) == 2                  # nonsense changes nothing
+
+def test_a_small_live_map_sends_nothing_more():
+    pytest.importorskip('anywidget')
+    live = AttentionMap(small(), 'abc').widget(); live.chosen = live.chosen | {'layer': 1}
+    assert live.detail == {}
+
 # --- timeline
 
 def test_the_timeline_shows_what_was_recorded():
@@ -142,6 +220,89 @@ def test_tokens_read_are_left_out_where_the_costs_do_not_say():
     bare = Timeline([.1, .2], [Ledger(flops=3, weight_bytes=4)]*2, [1, 2])
     s = DecodeTimeline(bare).data['series'][0]
     assert s['read'] is None and s['again'] == [False, False] and s['tokens'] == ['1', '2']
+
+# --- the race
+
+class Knows:
+    "A drafter that has read the end, and says three tokens of it."
+    vocab_size = None
+    def __init__(self, text): self.text = text
+    def draft(self, text, most, **dials): return self.text[len(text):][:min(3, most)], None
+
+def race(prompt='abcd', n=10, **how):
+    model = small()
+    text = model.decode(torch.tensor([model.tokenizer.encode(prompt)]), n, temperature=0)[0].tolist()
+    ways = {'naive': dict(use_cache=False), 'cached': dict(use_cache=True),
+            'speculative': dict(drafter=Knows(text))}
+    return PhaseRace.record(model, prompt, n=n, ways=ways, rows=3, **how), text
+
+def test_all_lanes_write_the_text_of_decode():
+    w, text = race(); lanes = w.lanes
+    assert list(lanes) == ['naive', 'cached', 'speculative', 'batched']
+    assert all(lane.tokens == text[4:] for lane in lanes.values())
+    assert [s['part'] for s in w.data['lanes']] == [None]*4
+    assert [lane.rows for lane in lanes.values()] == [1, 1, 1, 3]
+
+def test_lanes_say_what_each_pass_read_and_wrote():
+    lanes = race()[0].lanes
+    assert lanes['naive'].read == list(range(4, 14)) and lanes['naive'].again == [False] + [True]*9
+    for name in ('cached', 'batched'):
+        assert lanes[name].read == [4] + [1]*9 and not any(lanes[name].again)
+        assert list(map(len, lanes[name].wrote)) == [1]*10
+    assert list(map(len, lanes['speculative'].wrote)) == [4, 4, 2]      # three guesses and one of its own
+    assert lanes['speculative'].read == [4 + 3, 1 + 3, 1 + 1] and not any(lanes['speculative'].again)
+
+def test_a_full_window_is_read_again_and_the_lanes_say_so():
+    w, text = race('abcdefgh'*2, 4)
+    assert all(lane.tokens == text[16:] for lane in w.lanes.values())
+    for name in ('naive', 'cached', 'speculative'): assert w.lanes[name].read == [16]*4
+    assert w.lanes['batched'].read[0] == 16
+    assert all(lane.again == [False, True, True, True] for lane in w.lanes.values())
+
+def test_times_rise_and_are_those_of_the_page():
+    w, _ = race()
+    for s, lane in zip(w.data['lanes'], w.lanes.values()):
+        assert 0 < lane.seconds[0] and lane.seconds == sorted(set(lane.seconds))
+        assert s['ms'] == [1e3*t for t in lane.seconds] and s['ttft'] == 1e3*lane.seconds[0] == 1e3*lane.ttft
+        assert s['rate'] == lane.rate == 10/lane.seconds[-1]
+        assert s['wrote'] == list(map(len, lane.wrote))
+        assert s['tokens'] == [_label(CharTokenizer(ALPHABET).decode([t])) for t in lane.tokens]
+    assert w.data['prompt'] == list('abcd') and json.loads(json.dumps(w.data)) == w.data
+    assert w.chosen['time'] == min(s['ms'][-1] for s in w.data['lanes'])
+
+def test_the_record_makes_no_other_passes_and_leaves_the_model_alone():
+    model, calls = small().train(), []
+    model.norm.register_forward_hook(lambda m, i, o: calls.append(o.shape[:2]))
+    PhaseRace.record(model, 'abcd', n=6, ways={'one': dict(use_cache=True)}, rows=0)
+    assert calls == [(1, 4), (1, 1), (1, 1)] + [(1, 4)] + [(1, 1)]*5   # three tokens to warm up
+    assert model.training and 'begin' not in vars(model)
+    model.norm.register_forward_hook(lambda *_: 1/0)
+    with pytest.raises(ZeroDivisionError): PhaseRace.record(model, 'abcd')
+    assert 'begin' not in vars(model)
+
+def lane(seconds=(.1, .2, .4), wrote=((1,), (2, 3), (4,)), read=(5, 3, 1), again=(False,)*3, rows=1):
+    return Lane([*seconds], [*read], [[*new] for new in wrote], [*again], rows)
+
+def test_where_a_text_parts_is_found():
+    parts = lane(wrote=((1,), (2,), (5, 4)))
+    w = PhaseRace({'a': lane(), 'b': parts, 'c': lane()})
+    assert [s['part'] for s in w.data['lanes']] == [None, 2, None]
+
+def test_a_prompt_in_chunks_has_its_first_token_later():
+    chunked = lane(wrote=((), (1, 2), (3, 4)))
+    assert chunked.ttft == .2 and chunked.rate == 10
+    assert PhaseRace({'a': chunked}).data['lanes'][0]['wrote'] == [0, 2, 2]
+
+@pytest.mark.parametrize('longest, speed', [(.003, .001), (.08, .01), (.9, .1), (9, 1), (900, 10)])
+def test_play_takes_some_seconds(longest, speed):
+    assert PhaseRace({'a': lane((longest/3, longest/2, longest))}).chosen['speed'] == pytest.approx(speed)
+
+def test_a_long_race_is_drawn_with_few_objects():
+    from matplotlib.figure import Figure
+    n, fig = 3000, Figure()
+    long = Lane([.1*(i + 1) for i in range(n)], [1]*n, [[0]]*n, [False]*n)
+    PhaseRace({'a': long, 'b': long})._draw(fig)
+    assert sum(len(ax.patches) + len(ax.collections) for ax in fig.axes) == 6
 
 # --- batches
 
@@ -202,9 +363,14 @@ def widgets():
     return [AttentionMap(model, '|'.join(EVIL), Words()),
             DecodeTimeline({EVIL[0]: line}, Words(), EVIL[0]),
             TokenProbabilities(model, EVIL[0], Words()),
-            BatchTimeline({w: smuggled() for w in EVIL}, Words())]
+            BatchTimeline({w: smuggled() for w in EVIL}, Words()),
+            PhaseRace({EVIL[0]: bad_lane(), EVIL[1]: bad_lane(-1)}, Words(), EVIL[0], time=1e3*len(EVIL))]
 
-@pytest.mark.parametrize('i', range(4))
+def bad_lane(turn=1):
+    n = len(EVIL)
+    return Lane([i + 1. for i in range(n)], [1]*n, [[i] for i in range(n)][::turn], [False]*n)
+
+@pytest.mark.parametrize('i', range(5))
 def test_the_page_holds_one_script_and_no_markup_of_tokens(i):
     html = widgets()[i].to_html()
     assert html.isascii() and html.count('<script') == html.count('</script') == 1
@@ -223,7 +389,7 @@ def test_the_drawing_asks_for_nothing_and_writes_no_markup():
 
 def test_every_room_is_in_the_drawing_and_the_module_ends_with_its_export():
     rooms = [f.read_text(encoding='utf-8') for f in (ROOT/'tinylm'/'static').glob('*.js')]
-    assert len(rooms) == 5 and all(room in _drawing() for room in rooms)
+    assert len(rooms) == 6 and all(room in _drawing() for room in rooms)
     assert _drawing().count('export ') == 1 and _drawing().endswith('\nexport default { render };')
 
 # --- ways to show it
@@ -394,6 +560,26 @@ BAD = {
         f'step is {len(EVIL)}: expected a whole number from 0 to {len(EVIL)-1}'),
     'request of a batch': (lambda: BatchTimeline({'a': smuggled()}, request=1),
         'request is 1: expected one of 0'),
+    'no lanes': (lambda: PhaseRace({}), 'lanes is an empty dict: expected a dict with at least one Lane'),
+    'one lane without a name': (lambda: PhaseRace(lane()), 'lanes is Lane'),
+    'a lane that is none': (lambda: PhaseRace({'a': lane(), 'b': 3}), "lane 'b' is int: expected a Lane"),
+    'an uneven lane': (lambda: PhaseRace({'a': lane(read=(1, 2))}),
+        "lane 'a' has 3 times, 2 counts and 3 lists"),
+    'a lane without tokens': (lambda: PhaseRace({'a': lane(wrote=((), (), ()))}), 'and a token at least'),
+    'times that fall': (lambda: PhaseRace({'a': lane((.1, .3, .2))}), 'expected numbers above 0 that rise'),
+    'times that are none': (lambda: PhaseRace({'a': lane((.1, .2, float('nan')))}), 'that rise'),
+    'lanes of other lengths': (lambda: PhaseRace({'a': lane(), 'b': lane(wrote=((1,), (2,), (3,)))}),
+        'the lanes have [4, 3] tokens: expected as many in each'),
+    'rows of a lane': (lambda: PhaseRace({'a': lane(rows=0)}), 'rows is 0'),
+    'counts of a lane': (lambda: PhaseRace({'a': lane(read=(1, 0, 1))}), 'read is 0'),
+    'time of a race': (lambda: PhaseRace({'a': lane()}, time=401.), 'time is 401.0'),
+    'speed of a race': (lambda: PhaseRace({'a': lane()}, speed=0), 'speed is 0'),
+    'prompt of a race': (lambda: PhaseRace({'a': lane()}, prompt=3), 'prompt is 3'),
+    'race of nothing': (lambda: PhaseRace.record(small(), 'a', n=0), 'n is 0'),
+    'race of no rows': (lambda: PhaseRace.record(small(), 'a', rows=-1), 'rows is -1'),
+    'race without a prompt': (lambda: PhaseRace.record(small(), ''), "text is ''"),
+    'race without a lane': (lambda: PhaseRace.record(small(), 'a', ways={}, rows=0),
+        'lanes is an empty dict'),
     'steps': (lambda: LiveTraining(0), 'steps is 0'),
     'every': (lambda: LiveTraining(5, every=-1), 'every is -1'),
 }
@@ -426,11 +612,12 @@ def test_no_setting_of_the_user_changes_a_picture(setting):
     with matplotlib.rc_context(setting):
         assert AttentionMap.from_weights(torch.eye(4)[None, None], 'abcd')._fallback() == plain
 
-def test_a_map_that_would_be_a_huge_page_is_refused_with_its_size():
-    weights = torch.eye(500).expand(12, 12, 500, 500)
-    with pytest.raises(ValueError, match='500 tokens in 12 layers of 12 heads is a page of 48 MB: expected '
-                                         'at most 20 MB'):
-        AttentionMap.from_weights(weights, 'x'*500)
+def test_a_picture_is_drawn_once_for_all_places(monkeypatch):
+    drawn = []
+    for w in widgets():
+        monkeypatch.setattr(type(w), '_draw', lambda self, fig: drawn.append(self))
+        w._repr_mimebundle_()
+    assert len(drawn) == len(widgets())
 
 def test_a_long_timeline_is_drawn_with_few_objects():
     from matplotlib.figure import Figure

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['shown', 'check_count', 'check_number', 'check_one_of', 'naming', 'write_atomic', 'check_writable', 'owning',
-           'data_dir']
+           'data_dir', 'Changes', 'judge']
 
 # %% ../nbs/core.ipynb #core0004
 import os, sys
 from contextlib import contextmanager, suppress
+from difflib import unified_diff
 from hashlib import sha256
+from inspect import getsource
 from math import inf, isfinite
 from operator import index
 from pathlib import Path
@@ -40,7 +42,9 @@ def check_count(
 )->int: # n
     "Return a whole number within its limits; anything else is a `ValueError`."
     try:
-        if not isinstance(n, bool) and least <= index(n) and (most is None or n <= most): return index(n)
+        # numpy's and torch's, too
+        truth = isinstance(n, bool) or 'bool' in str(getattr(n, 'dtype', ''))
+        if not truth and least <= index(n) and (most is None or n <= most): return index(n)
     except TypeError: pass
     span = f'of at least {least}' if most is None else f'from {least} to {most}'
     raise ValueError(f'{name} is {shown(n)}: expected a whole number {span}')
@@ -199,3 +203,26 @@ def owning(
 def data_dir()->Path: # `$TINYLM_DATA` where that is set, else the user's cache folder
     "The folder for downloads and for the models that the course trains."
     return Path(os.environ.get('TINYLM_DATA') or user_cache_dir('tinylm'))
+
+# %% ../nbs/core.ipynb #c12c0002
+class Changes:
+    "What is different between two functions or classes, line by line."
+    def __init__(self,
+        before, # a function or a class
+        after, # another
+    ):
+        old, new = (getsource(thing).splitlines() for thing in (before, after))
+        self.lines = list(unified_diff(old, new, n=len(old), lineterm=''))[3:]
+
+    def __repr__(self): return '\n'.join(self.lines)
+    def _repr_markdown_(self): return f'```diff\n{self}\n```'
+
+# %% ../nbs/core.ipynb #c12c0006
+def judge(
+    what_is_wrong, # takes an answer; returns words, or None where it finds nothing
+    answer, # a function, or whatever the exercise asks for
+):
+    "Print `Right.`, or `Not yet` and what is wrong."
+    try: wrong = what_is_wrong(answer)
+    except Exception as e: wrong = f'{type(e).__name__}: {shown(str(e))}'
+    print(f'Not yet: {wrong}.' if wrong else 'Right.')

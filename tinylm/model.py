@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'MLPS', 'POSITIONS', 'FORMAT', 'LMConfig', 'MLP', 'Block', 'Pass', 'Fresh', 'Watched', 'LanguageModel',
-           'differences', 'check_ids', 'read_safetensors', 'check_format']
+           'check_ids', 'differences', 'read_safetensors', 'check_format']
 
 # %% ../nbs/02_model.ipynb #ee30412c
 import json
@@ -15,6 +15,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Protocol
 
+# %% ../nbs/02_model.ipynb #22a00032
 import torch
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
@@ -216,27 +217,6 @@ def begin(self:LanguageModel,
     if T > longest: raise ValueError(f'{T} tokens are more than block_size {longest}')
     return nullcontext(Fresh(torch.arange(T, device=idx.device)[None], _kernel(self.config)))
 
-# %% ../nbs/02_model.ipynb #da020011
-def differences(
-    config:LMConfig, # one shape
-    other:LMConfig, # another
-    but:tuple=('dropout', 'attention'), # fields that do not matter: these two change no weight
-)->str: # such as 'n_layer 2, n_embd 64'; empty where they agree
-    "What another config has that this one has not, in words."
-    mine, theirs = asdict(config), asdict(other)
-    return ', '.join(f'{k} {shown(v, 20)}' for k, v in theirs.items() if v != mine[k] and k not in but)
-
-# %% ../nbs/02_model.ipynb #cab05bb8
-def _check_cache(model, cache):
-    weight, kv = model.tok_emb.weight, cache.kv[0]
-    if cache.config is not model.config and (other := differences(model.config, cache.config)):
-        raise ValueError(f'this cache was made for a model with {other}: this one has '
-                         f'{differences(cache.config, model.config)}')
-    if weight.dtype != kv.dtype or weight.device != kv.device:
-        raise ValueError(f'this cache is {kv.dtype} on {kv.device}, and the model {weight.dtype} on '
-                         f'{weight.device}')
-    return cache
-
 # %% ../nbs/02_model.ipynb #da020012
 @patch
 def embed(self:LanguageModel,
@@ -262,30 +242,6 @@ def logits(self:LanguageModel,
     "How well each token fits as the next one: its row of the token table, times the stream."
     return F.linear(hidden, self.tok_emb.weight) if self.config.tie_embeddings else self.head(hidden)
 
-# %% ../nbs/02_model.ipynb #41add381
-def check_ids(
-    ids, # what should be a (B, T) tensor of integers
-    vocab_size:int, # V
-    name:str='idx', # what the error calls it
-):
-    "Raise a `ValueError` that names what is wrong with token ids: type, shape or range."
-    if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f'{name} is {getattr(ids, "dtype", type(ids).__name__)}: expected a tensor of '
-                         f'integers (torch.int64)')
-    if ids.ndim != 2 or not ids.numel():
-        raise ValueError(f'{name} has shape {tuple(ids.shape)}: expected (B, T) with at least one token')
-    low, high = (n.item() for n in ids.aminmax())
-    if low < 0 or high >= vocab_size:
-        bad = low if low < 0 else high
-        raise ValueError(f'{name} holds the token id {bad}: expected 0 to {vocab_size-1}')
-
-# %% ../nbs/02_model.ipynb #71ee6a2a
-def _check_targets(targets, idx, vocab_size):
-    shape = getattr(targets, 'shape', ())
-    if shape != idx.shape:
-        raise ValueError(f'targets have shape {tuple(shape)} and idx {tuple(idx.shape)}: expected the same')
-    check_ids(targets, vocab_size, 'targets')
-
 # %% ../nbs/02_model.ipynb #ece78c10
 @patch
 def prefill(self:LanguageModel,
@@ -296,7 +252,7 @@ def prefill(self:LanguageModel,
 )->tuple[torch.Tensor, torch.Tensor|None]: # logits (B, T, V), and the mean loss in nats if there are targets
     "Read all T tokens in one parallel pass; bad ids or shapes are a `ValueError`."
     check_ids(idx, self.config.vocab_size)
-    if targets is not None: _check_targets(targets, idx, self.config.vocab_size)
+    if targets is not None: check_ids(targets, self.config.vocab_size, 'targets', idx)
     # PREFILL PHASE: every position of idx is computed at the same time
     with self.begin(idx, cache) as p: logits = self.logits(p.hidden(self, idx))
     if targets is None: return logits, None
@@ -345,6 +301,47 @@ def save_safetensors(self:LanguageModel,
     about = {'format': FORMAT, 'config': asdict(self.config), 'tokenizer': tokenizer}
     tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
     write_atomic(path, [to_bytes(tensors, {'tinylm': json.dumps(about)})])
+
+# %% ../nbs/02_model.ipynb #41add381
+def check_ids(
+    ids, # what should be a (B, T) tensor of integers
+    vocab_size:int, # V
+    name:str='idx', # what the error calls it
+    like:torch.Tensor|None=None, # ids whose shape they must have
+):
+    "Raise a `ValueError` that names what is wrong with token ids: type, shape or range."
+    if like is not None and (shape := getattr(ids, 'shape', ())) != like.shape:
+        raise ValueError(f'{name} have shape {tuple(shape)} and idx {tuple(like.shape)}: expected the same')
+    if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f'{name} is {getattr(ids, "dtype", type(ids).__name__)}: expected a tensor of '
+                         f'integers (torch.int64)')
+    if ids.ndim != 2 or not ids.numel():
+        raise ValueError(f'{name} has shape {tuple(ids.shape)}: expected (B, T) with at least one token')
+    low, high = (n.item() for n in ids.aminmax())
+    if low < 0 or high >= vocab_size:
+        bad = low if low < 0 else high
+        raise ValueError(f'{name} holds the token id {bad}: expected 0 to {vocab_size-1}')
+
+# %% ../nbs/02_model.ipynb #da020011
+def differences(
+    config:LMConfig, # one shape
+    other:LMConfig, # another
+    but:tuple=('dropout', 'attention'), # fields that do not matter: these two change no weight
+)->str: # such as 'n_layer 2, n_embd 64'; empty where they agree
+    "What another config has that this one has not, in words."
+    mine, theirs = asdict(config), asdict(other)
+    return ', '.join(f'{k} {shown(v, 20)}' for k, v in theirs.items() if v != mine[k] and k not in but)
+
+# %% ../nbs/02_model.ipynb #cab05bb8
+def _check_cache(model, cache):
+    weight, kv = model.tok_emb.weight, cache.kv[0]
+    if cache.config is not model.config and (other := differences(model.config, cache.config)):
+        raise ValueError(f'this cache was made for a model with {other}: this one has '
+                         f'{differences(cache.config, model.config)}')
+    if weight.dtype != kv.dtype or weight.device != kv.device:
+        raise ValueError(f'this cache is {kv.dtype} on {kv.device}, and the model {weight.dtype} on '
+                         f'{weight.device}')
+    return cache
 
 # %% ../nbs/02_model.ipynb #9e357486
 def read_safetensors(

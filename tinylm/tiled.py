@@ -103,25 +103,6 @@ def _backward(grad, q, k, v, mask, out, m, l, tile):
             dv[..., cols, :] += p.mT @ g
     return [d.to(q.dtype) for d in (dq, dk, dv)]
 
-# %% ../nbs/07_long_prompts.ipynb #1812de11
-def _exact(t):
-    "A `with` block in which autocast rounds nothing."
-    kind = t.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-
-class _Tiled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, mask, tile):
-        with _exact(q): out, m, l = _forward(q, k, v, mask, tile)
-        ctx.save_for_backward(q, k, v, mask, out, m, l)
-        ctx.tile = tile
-        return out.to(q.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        with _exact(grad): return *_backward(grad, *ctx.saved_tensors, ctx.tile), None, None
-
 # %% ../nbs/07_long_prompts.ipynb #6e0d46e1
 def _check_mask(mask, want):
     if getattr(mask, 'dtype', None) != torch.bool:
@@ -143,13 +124,33 @@ def _check(q, k, v, mask, dropout, tile):
         raise ValueError(f'q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: expected one floating-point type')
     if mask is not None: _check_mask(mask, (*q.shape[:-1], S))
 
-# %% ../nbs/07_long_prompts.ipynb #4a3ade37
+# %% ../nbs/07_long_prompts.ipynb #07a0000c
+def _exact(t):
+    "A `with` block in which autocast rounds nothing."
+    kind = t.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
 def _rounded(*tensors):
     "What autocast, where it is on, makes of the inputs of a product."
     kind = tensors[0].device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind): return tensors
     return [t.to(torch.get_autocast_dtype(kind)) if t.dtype == torch.float32 else t for t in tensors]
 
+# %% ../nbs/07_long_prompts.ipynb #1812de11
+class _Tiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, mask, tile):
+        with _exact(q): out, m, l = _forward(q, k, v, mask, tile)
+        ctx.save_for_backward(q, k, v, mask, out, m, l)
+        ctx.tile = tile
+        return out.to(q.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        with _exact(grad): return *_backward(grad, *ctx.saved_tensors, ctx.tile), None, None
+
+# %% ../nbs/07_long_prompts.ipynb #4a3ade37
 def tiled_attention(
     q:torch.Tensor, # (..., T, D) queries of the last T positions
     k:torch.Tensor, # (..., S, D) keys of all S positions

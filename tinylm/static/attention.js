@@ -21,15 +21,39 @@ canvas { display: block; width: 100%; touch-action: pan-y; border-radius: 4px; }
 @container (min-width: 1000px) { .key { font-size: 15px; } .scale span { font-size: 13px; } }
 ` };
 
+// Where weights come from: rows of blocks of p queries and p keys, in a triangle. A small map holds every
+// weight in 16 bits; a large one holds means in 8 bits of their square root.
+const fine = (values, start = 0) => ({ p: 1, values, start, read: v => v/65535 });
+const coarse = (p, values, start) => ({ p, values, start, read: v => (v/255)**2, few: true });
+
 function attentionMap(data, state, page) {
-  const { tokens, n_layer: L, n_head: H } = data, T = tokens.length, N = triangle(T);
-  const W = unpack(data.weights, Uint16Array);
-  const weight = (l, head, q, k) => k > q ? 0 : W[(l*H + head)*N + triangle(q) + k]/65535;
+  const { tokens, n_layer: L, n_head: H, pool } = data, T = tokens.length;
+  const N = triangle(Math.ceil(T/(pool ?? 1)));
+  const W = unpack(data.weights, pool ? Uint8Array : Uint16Array);
+  const held = (l, i) => pool ? coarse(pool, W, (l*H + i)*N) : fine(W, (l*H + i)*N);
+  let sent = {}, whole = null;
+  function source(l, i) {   // of one head: in full, where a live widget has sent it
+    if (page.detail !== sent) {
+      sent = page.detail;
+      whole = sent?.weights ? unpack(sent.weights, Uint16Array) : null;
+    }
+    return whole && sent.layer === l && sent.head === i ? fine(whole) : held(l, i);
+  }
+  const block = (i, p) => Math.floor(i/p), from = (i, p) => block(i, p)*p;
+  const until = (i, p) => Math.min(T, from(i, p) + p);
+  const inBlocks = ({ p, values, start, read }, q, k) => k > q ? 0 : read(values[start + triangle(q) + k]);
+  const weight = (s, q, k) => inBlocks(s, block(q, s.p), block(k, s.p));
+  const now = () => source(state.layer, state.head);
+  const written = (s, w) => s.few ? w.toPrecision(2) : w.toFixed(4);
   const rows = [...Array(T).keys()];
-  let hover = null, inText = false, playing = null, seen = new Map();
+  let hover = null, inText = false, playing = null, seen = new Map(), stops = {};
 
   const passes = () => data.passes ?? [state.prompt, ...Array(T - state.prompt).fill(1)];
-  const ends = () => { let n = 0; return passes().map(p => n += p); };
+  function ends() {
+    const { prompt } = state;
+    if (stops.prompt !== prompt) { let n = 0; stops = { prompt, ends: passes().map(p => n += p) }; }
+    return stops.ends;
+  }
   const passOf = q => ends().findIndex(end => q < end);
   const isPrefill = q => passes()[passOf(q)] > 1 || passOf(q) === 0;
   const lastStep = () => passes().length - 1;
@@ -40,12 +64,15 @@ function attentionMap(data, state, page) {
     page.changed();
   }
 
-  function bitmap(l, head) {   // one pixel a weight, kept until the theme changes
-    const id = `${page.theme} ${l} ${head}`;
+  function bitmap(l, i, s) {   // one pixel a block, kept until the theme changes
+    const id = `${page.theme} ${l} ${i} ${Boolean(s.few)}`;
     if (!seen.has(id)) {
-      const c = h('canvas', { width: T, height: T }), g = c.getContext('2d'), image = g.createImageData(T, T);
-      const color = (q, k) => [...ramp(page.theme, weight(l, head, q, k)), 255];
-      for (let q = 0; q < T; q++) for (let k = 0; k <= q; k++) image.data.set(color(q, k), 4*(q*T + k));
+      const n = Math.ceil(T/s.p), c = h('canvas', { width: n, height: n }), colors = palette(page.theme);
+      const g = c.getContext('2d'), image = g.createImageData(n, n);
+      const pixels = new Uint32Array(image.data.buffer);
+      for (let q = 0; q < n; q++) for (let k = 0; k <= q; k++) {
+        pixels[q*n + k] = colors[Math.round(255*Math.sqrt(inBlocks(s, q, k)))];
+      }
       g.putImageData(image, 0, 0); seen.set(id, c);
     }
     return seen.get(id);
@@ -87,8 +114,8 @@ function attentionMap(data, state, page) {
       stop(); set({ step: clamp(state.step + move[0] + move[1], 0, lastStep()) });
       return;
     }
-    const q = clamp(state.query + move[0], 0, T - 1);
-    set({ query: q, key: clamp((state.key ?? q) + move[1], 0, q) });
+    const { p } = now(), q = clamp(state.query + p*move[0], 0, T - 1);
+    set({ query: q, key: clamp((state.key ?? q) + p*move[1], 0, q) });
   }
   const canvas = h('canvas', { tabindex: 0, role: 'application', 'aria-roledescription': 'attention map',
     pointermove: e => { hover = cell(e); page.draw(); },
@@ -179,15 +206,17 @@ function attentionMap(data, state, page) {
   }
 
   function drawHead(g, f, at) {
+    const s = now(), { p } = s, top = from(at.q, p), bottom = until(at.q, p);
     g.imageSmoothingEnabled = false;
-    g.drawImage(bitmap(state.layer, state.head), f.pad, f.pad, f.side, f.side);
-    seams(g, f);
+    g.drawImage(bitmap(state.layer, state.head, s), 0, 0, T/p, T/p, f.pad, f.pad, f.side, f.side);
+    if (p === 1) seams(g, f);
     if (data.passes) rectangles(g, f);
     g.strokeStyle = page.color('--ink'); g.lineWidth = 1.5;
-    g.strokeRect(f.pad - 1, f.pad + at.q*f.cell - .5, (at.q + 1)*f.cell + 2, f.cell + 1);
+    g.strokeRect(f.pad - 1, f.pad + top*f.cell - .5, bottom*f.cell + 2, (bottom - top)*f.cell + 1);
     if (at.k == null) return;
+    const left = from(at.k, p), wide = until(at.k, p) - left;
     g.strokeStyle = page.color('--decode'); g.lineWidth = 2.5;
-    g.strokeRect(f.pad + at.k*f.cell - 1, f.pad + at.q*f.cell - 1, f.cell + 2, f.cell + 2);
+    g.strokeRect(f.pad + left*f.cell - 1, f.pad + top*f.cell - 1, wide*f.cell + 2, (bottom - top)*f.cell + 2);
   }
 
   function hatch(g) {
@@ -219,7 +248,7 @@ function attentionMap(data, state, page) {
   function drawArcs(at) {
     const middle = s => [s.offsetLeft + s.offsetWidth/2, s.offsetTop + 3];
     const [x2, y2] = middle(strip.spans[at.q]);
-    const pairs = rows.slice(0, at.q).map(k => [weight(state.layer, state.head, at.q, k), k]);
+    const s = now(), pairs = rows.slice(0, at.q).filter(k => k % s.p === 0).map(k => [weight(s, at.q, k), k]);
     arcs.replaceChildren(...byWeight(pairs.filter(([w]) => w > .02)).slice(0, 24).map(([w, k]) => {
       const [x1, y1] = middle(strip.spans[k]);
       const lift = Math.min(y1, y2) - 6 - Math.min(18, Math.abs(x2 - x1)*.12);
@@ -235,23 +264,30 @@ function attentionMap(data, state, page) {
     if (T > 120 && (above || below)) strip.el.scrollTop = s.offsetTop - clientHeight/2;
   }
 
+  const words = (i, p) => tokens.slice(from(i, p), until(i, p)).join('');   // of a block
+  function places(i, p) {
+    const a = from(i, p), b = until(i, p) - 1;
+    return a === b ? String(a) : `${a}\u2013${b}`;
+  }
   const shade = w => `color-mix(in srgb, var(--prefill) ${Math.round(75*Math.sqrt(w))}%, transparent)`;
 
   function drawHeadSide(at) {
     if (!inText) keepInSight(at.q);
-    const ws = rows.slice(0, at.q + 1).map(k => weight(state.layer, state.head, at.q, k));
-    strip.spans.forEach((s, i) => {
-      const when = i > at.q ? ' future' : i === at.q ? ' q' : '';
-      s.className = 't' + (blank(tokens[i]) ? ' blank' : '') + when;
-      s.style.background = i <= at.q ? shade(ws[i]) : '';
+    const s = now(), { p } = s, first = from(at.q, p), end = until(at.q, p);
+    const ws = rows.slice(0, end).map(k => weight(s, at.q, k));
+    strip.spans.forEach((e, i) => {
+      const when = i >= end ? ' future' : i >= first ? ' q' : '';
+      e.className = 't' + (blank(tokens[i]) ? ' blank' : '') + when;
+      e.style.background = i < end ? shade(ws[i]) : '';
     });
     drawArcs(at);
-    best.replaceChildren(...byWeight(ws.map((w, k) => [w, k])).slice(0, 9).map(([w, k]) =>
+    const pairs = ws.map((w, k) => [w, k]).filter(([, k]) => k % p === 0);
+    best.replaceChildren(...byWeight(pairs).slice(0, 9).map(([w, k]) =>
       h('li', { 'data-key': k },
-        h('span', { class: 'name' },
-          h('code', {}, tokens[k]), h('span', { style: 'color: var(--muted)' }, String(k))),
+        h('span', { class: 'name' }, h('code', {}, words(k, p)),
+          h('span', { style: 'color: var(--muted); white-space: nowrap' }, places(k, p))),
         h('span', { class: 'bar' }, h('i', { style: `width: ${100*w}%` })),
-        h('output', {}, w.toFixed(4)))));
+        h('output', {}, written(s, w)))));
   }
 
   function drawPhaseSide() {
@@ -307,17 +343,29 @@ function attentionMap(data, state, page) {
   function sentence(at) {
     if (state.view === 'heads') return ['Each small map is one head. Choose one to enlarge it.'];
     if (state.view === 'phases') return phaseSentence();
-    const query = ['Query ', name(tokens[at.q], at.q)];
-    if (at.k == null) return [...query, `: its ${at.q + 1} weights add up to 1.`];
-    const w = weight(state.layer, state.head, at.q, at.k).toFixed(4);
-    return [...query, ' looks at key ', name(tokens[at.k], at.k), ' with weight ',
-      h('b', { class: 'weight' }, w), '.'];
+    const s = now(), one = s.p === 1, where = i => name(words(i, s.p), places(i, s.p));
+    const query = [one ? 'Query ' : 'Queries ', where(at.q)];
+    if (at.k == null) {
+      return [...query, one ? `: its ${at.q + 1} weights add up to 1.`
+        : ': the keys that they look at most, on average.'];
+    }
+    return [...query, one ? ' looks at key ' : ' look at keys ', where(at.k),
+      one ? ' with weight ' : ' with a mean weight of ',
+      h('b', { class: 'weight' }, written(s, weight(s, at.q, at.k))), '.'];
+  }
+
+  function kept(s) {   // how exact the weights are
+    if (!s.few) return 'Weights are kept in steps of 1/65535 and shown to 4 decimals';
+    const what = s.p === 1 ? 'each weight' : `the mean of each block of ${s.p} queries and ${s.p} keys`;
+    const more = page.detail?.weights ? 'the chosen head has' : 'a live widget shows';
+    return `The map is large, so this page keeps ${what} in 256 steps; ${more} every weight`;
   }
 
   function remark() {
     if (state.view !== 'phases') {
+      const s = state.view === 'heads' ? held(0, 0) : now();
       return 'A query (row) sees itself and the keys before it (columns). '
-        + 'Weights are kept in steps of 1/65535 and shown to 4 decimals; colour follows their square root.';
+        + `${kept(s)}; colour follows the square root.`;
     }
     return 'Pairs of a query and a key, in each head of each layer. '
       + (data.passes ? 'The passes are those that the model made.'
@@ -338,8 +386,9 @@ function attentionMap(data, state, page) {
   }
 
   function small(l, i) {   // one head of the grid
-    const c = h('canvas', { width: T, height: T, 'aria-hidden': 'true' });
-    c.getContext('2d').drawImage(bitmap(l, i), 0, 0);
+    const map = bitmap(l, i, held(l, i));
+    const c = h('canvas', { width: map.width, height: map.height, 'aria-hidden': 'true' });
+    c.getContext('2d').drawImage(map, 0, 0);
     return h('button', {
       'aria-label': `enlarge layer ${l}, head ${i}`, 'data-layer': l, 'data-head': i,
       'aria-pressed': String(l === state.layer && i === state.head),

@@ -188,6 +188,22 @@ function text(labels, on) {   // tokens as running text; a line break ends its l
   return { el, spans };
 }
 
+const MANY = 200;   // more bars than this are one shape
+function shapes(boxes, about) {   // [class, x, y, width, height]; where they are many, one path of a class
+  if (boxes.length <= MANY) {
+    return boxes.map(([kind, x, y, width, height], i) =>
+      h('svg:rect', { class: kind, x, y, width, height, ...about(i) }));
+  }
+  const ways = {}, r = v => v.toFixed(2);
+  for (const [kind, x, y, width, height] of boxes) {
+    (ways[kind] ??= []).push(`M${r(x)} ${r(y)}h${r(width)}v${r(height)}h${r(-width)}z`);
+  }
+  return Object.entries(ways).map(([kind, d]) =>
+    h('svg:path', { class: kind, d: d.join(''), ...about(null) }));
+}
+
+function place(e, about) { for (const [k, v] of Object.entries(about)) e.setAttribute(k, v); }
+
 // --- light and dark: what the page says, else what it looks like, else what the reader prefers
 
 function isDark(el) {
@@ -207,6 +223,11 @@ function ramp(theme, w) {   // the colour of a weight: its square root, so that 
   const stops = RAMPS[theme], x = Math.sqrt(clamp(w, 0, 1))*(stops.length - 1);
   const i = Math.min(stops.length - 2, Math.floor(x));
   return stops[i].map((a, n) => Math.round(a + (stops[i + 1][n] - a)*(x - i)));
+}
+
+function palette(theme) {   // the colours of 256 weights, evenly apart in their square root, as pixels
+  const colors = [...Array(256).keys()].map(i => [...ramp(theme, (i/255)**2), 255]);
+  return new Uint32Array(Uint8Array.from(colors.flat()).buffer);
 }
 
 function sheet(canvas, width, height) {   // a context that draws in CSS pixels, sharp on every screen
@@ -229,7 +250,7 @@ function render({ model, el }) {
   shadow.replaceChildren(h('style', {}, CSS + kind.css), card);
   let draw = () => {}, asked = 0;
   const page = {
-    theme: 'light',
+    theme: 'light', detail: model.get('detail'),   // what a live widget is sent of what is chosen
     add: (...parts) => card.append(...parts),
     color: property => getComputedStyle(card).getPropertyValue(property).trim(),
     draw: () => { cancelAnimationFrame(asked); asked = requestAnimationFrame(() => draw()); },
@@ -244,14 +265,17 @@ function render({ model, el }) {
   look(); page.draw();
 
   const taken = () => { Object.assign(state, model.get('chosen')); page.draw(); };
+  const more = () => { page.detail = model.get('detail'); page.draw(); };
   const media = matchMedia('(prefers-color-scheme: dark)');
   const size = new ResizeObserver(page.draw), classes = new MutationObserver(look);
-  model.on('change:chosen', taken); media.addEventListener('change', look); size.observe(card);
+  model.on('change:chosen', taken); model.on('change:detail', more);
+  media.addEventListener('change', look); size.observe(card);
   for (const e of [document.documentElement, document.body]) {
     classes.observe(e, { attributes: true, attributeFilter: THEME_SIGNS });
   }
   return () => {
-    model.off('change:chosen', taken); media.removeEventListener('change', look);
+    model.off('change:chosen', taken); model.off('change:detail', more);
+    media.removeEventListener('change', look);
     size.disconnect(); classes.disconnect(); cancelAnimationFrame(asked);
   };
 }

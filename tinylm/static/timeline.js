@@ -5,6 +5,8 @@ KINDS.timeline = { draw: decodeTimeline, css: `
 .hatch { fill: url(#hatch); stroke: var(--again); }
 .solid { fill: var(--again); }
 .hover { fill: var(--shade); }
+.odd { opacity: .72; }
+.hover, .pick, .mark { pointer-events: none; }
 .pick { fill: none; stroke: var(--ink); stroke-width: 1.5; }
 .halo { paint-order: stroke; stroke: var(--surface); stroke-width: 4px; }
 svg.plot .cliff { stroke: var(--ink); stroke-dasharray: 3 3; }
@@ -64,6 +66,7 @@ function decodeTimeline(data, state, page) {
     pointerover: i => { hover = Math.max(0, i - prompt.length); page.draw(); },
     click: i => set({ token: Math.max(0, i - prompt.length) }) });
   strip.el.addEventListener('pointerleave', () => { hover = null; page.draw(); });
+  strip.spans.forEach((s, i) => s.classList.add(i < prompt.length ? 'prompt' : 'made'));
   const table = h('tbody', {}), say = h('p', { class: 'hide', role: 'status' });
   const caption = h('span', {});
   const again = series.some(s => s.again.some(a => a));
@@ -93,31 +96,24 @@ function decodeTimeline(data, state, page) {
     if (x < 0 || y < 0) return null;
     const s = series[Math.floor((y - 2)/(LANE + 6))];
     if (s && y < TOP - 24) {
-      const at = x/(box().width - LEFT - RIGHT)*longest;
-      let t = 0;
-      const i = s.ms.findIndex(m => (t += m) > at);
-      return i < 0 ? null : i;
+      const at = x/unit(), i = starts[series.indexOf(s)].findLastIndex(t => t <= at);
+      return at < sum(s.ms) ? i : null;
     }
     const i = Math.floor(x/band());
     return i < n ? i : null;
   }
 
-  function lane(s, j, at) {   // all tokens of a series, end to end on the shared clock
-    const y = 2 + j*(LANE + 6), unit = (box().width - LEFT - RIGHT)/longest, out = [];
-    const label = s.name.length > 9 ? s.name.slice(0, 8) + '\u2026' : s.name, middle = y + LANE/2 + 4;
-    let t = 0;
-    out.push(h('svg:text', { x: LEFT - 6, y: middle, 'text-anchor': 'end', class: 'strong' }, label));
-    s.ms.forEach((m, i) => {
-      const x = LEFT + t*unit, wide = m*unit;
-      out.push(h('svg:rect', { x, y, width: Math.max(.5, wide), height: LANE,
-        class: fill(s, i, true) + (wide > 4 ? ' seam' : ''), opacity: i === at || i % 2 === 0 ? 1 : .72 }));
-      if (i === at) {
-        out.push(h('svg:rect', { x, y: y - 1, width: Math.max(2, wide), height: LANE + 2, class: 'pick' }));
-      }
-      t += m;
-    });
-    out.push(h('svg:text', { x: LEFT + t*unit + 8, y: middle, class: 'strong' }, `${t.toFixed(1)} ms`));
-    return out;
+  const starts = series.map(s => { let t = 0; return s.ms.map(m => (t += m) - m); });
+  const unit = () => (box().width - LEFT - RIGHT)/longest, laneTop = j => 2 + j*(LANE + 6);
+
+  function lane(s, j) {   // all tokens of a series, end to end on the shared clock
+    const y = laneTop(j), u = unit(), middle = y + LANE/2 + 4, end = LEFT + sum(s.ms)*u;
+    const label = s.name.length > 9 ? s.name.slice(0, 8) + '\u2026' : s.name;
+    const boxes = s.ms.map((m, i) => [fill(s, i, true) + (i % 2 ? ' odd' : '') + (m*u > 4 ? ' seam' : ''),
+      LEFT + starts[j][i]*u, y, Math.max(.5, m*u), LANE]);
+    return [h('svg:text', { x: LEFT - 6, y: middle, 'text-anchor': 'end', class: 'strong' }, label),
+      ...shapes(boxes, i => ({ 'data-lane': j, 'data-place': i })),
+      h('svg:text', { x: end + 8, y: middle, class: 'strong' }, `${sum(s.ms).toFixed(1)} ms`)];
   }
 
   function clock() {   // the axis of the lanes
@@ -137,12 +133,14 @@ function decodeTimeline(data, state, page) {
         h('svg:text', { x: LEFT - 6, y: y + 4, 'text-anchor': 'end' }, format(t)));
     }
     out.push(h('svg:text', { x: LEFT, y: y0 - 8, class: 'strong' }, label));
-    [...series.keys()].reverse().forEach(j => values(series[j]).forEach((v, i) => {
-      const share = j ? .84 : series.length > 1 ? .46 : .74, high = Math.max(1, position(v)*height);
-      out.push(h('svg:rect', { x: LEFT + (i + (1 - share)/2)*w, width: Math.max(.8, share*w),
-        y: y0 + height - high, height: high, class: fill(series[j], i, j === 0),
-        'data-series': j, 'data-token': i }));
-    }));
+    for (const j of [...series.keys()].reverse()) {
+      const share = j ? .84 : series.length > 1 ? .46 : .74, width = Math.max(.8, share*w);
+      const bar = (v, i) => {
+        const high = Math.max(1, position(v)*height), kind = fill(series[j], i, j === 0);
+        return [kind, LEFT + (i + (1 - share)/2)*w, y0 + height - high, width, high];
+      };
+      out.push(...shapes(values(series[j]).map(bar), i => ({ 'data-series': j, 'data-token': i })));
+    }
     return out;
   }
 
@@ -193,24 +191,48 @@ function decodeTimeline(data, state, page) {
     say.textContent = `Token ${at + 1}: `
       + now.map(s => `${s.name} ${s.ms[at].toFixed(3)} milliseconds`).join(', ');
     plot.setAttribute('aria-label', `${say.textContent}. Arrow keys move.`);
-    strip.spans.forEach((s, i) => {
-      s.className = 't' + (i < prompt.length ? ' prompt' : ' made') + (i === here ? ' now' : '')
-        + (blank(s.textContent) ? ' blank' : '');
+    strip.spans[lit]?.classList.remove('now');
+    strip.spans[lit = here]?.classList.add('now');
+  }
+
+  const marks = {   // what moves; all else is drawn once for each width, cause and axis
+    hover: h('svg:rect', { class: 'hover' }), pick: h('svg:rect', { class: 'pick' }),
+    lanes: series.map(() => [h('svg:rect'), h('svg:rect', { class: 'pick' })]),
+  };
+  const heights = () => {
+    const b = box(), y1 = TOP + 24, y2 = y1 + b.bars + 36;
+    return { y1, y2, bottom: y2 + b.cause };
+  };
+
+  function build() {
+    const b = box(), height = TOP + b.bars + 46 + b.cause + 34, { y1, y2, bottom } = heights();
+    plot.setAttribute('viewBox', `0 0 ${b.width} ${height}`); plot.setAttribute('height', height);
+    plot.replaceChildren(h('svg:defs', {}, stripes),
+      ...series.flatMap(lane), ...marks.lanes.flat(), ...clock(), marks.hover,
+      ...times(y1, b.bars), ...causes(y2, b.cause), marks.pick,
+      ...numbers(bottom + 16), ...(cliff > 0 ? edge(y1, bottom) : []));
+  }
+
+  function point(at) {   // the marks at one token
+    const w = band(), u = unit(), { y1, bottom } = heights();
+    place(marks.hover, { x: LEFT + at*w, width: w, y: y1, height: bottom - y1 });
+    place(marks.pick, { x: LEFT + at*w + .5, width: Math.max(1, w - 1), y: y1, height: bottom - y1 });
+    series.forEach((s, j) => {
+      const [bar, edge] = marks.lanes[j], here = at < s.ms.length, y = laneTop(j);
+      for (const e of marks.lanes[j]) e.style.display = here ? '' : 'none';
+      if (!here) return;
+      const x = LEFT + starts[j][at]*u, wide = s.ms[at]*u;
+      place(bar, { x, y, width: Math.max(.5, wide), height: LANE, class: `${fill(s, at, true)} mark` });
+      place(edge, { x, y: y - 1, width: Math.max(2, wide), height: LANE + 2 });
     });
   }
 
+  let built = '', lit = -1;
   return function draw() {
     [cause, scale].forEach(c => c.refresh());
-    const b = box(), w = band(), at = hover ?? state.token, height = TOP + b.bars + 46 + b.cause + 34;
-    const y1 = TOP + 24, y2 = y1 + b.bars + 36, bottom = y2 + b.cause;
-    const mark = (x, width, kind) => h('svg:rect', { x, width, y: y1, height: bottom - y1, class: kind });
-    plot.setAttribute('viewBox', `0 0 ${b.width} ${height}`); plot.setAttribute('height', height);
-    plot.replaceChildren(h('svg:defs', {}, stripes),
-      ...series.flatMap((s, j) => lane(s, j, at)), ...clock(),
-      ...(at < n ? [mark(LEFT + at*w, w, 'hover')] : []),
-      ...times(y1, b.bars), ...causes(y2, b.cause),
-      ...(at < n ? [mark(LEFT + at*w + .5, Math.max(1, w - 1), 'pick')] : []),
-      ...numbers(bottom + 16), ...(cliff > 0 ? edge(y1, bottom) : []));
+    const id = `${box().width} ${state.cause} ${state.scale}`, at = clamp(hover ?? state.token, 0, n - 1);
+    if (id !== built) { build(); built = id; }
+    point(at);
     words(at);
   };
 }
