@@ -743,12 +743,12 @@ def test_lessons_with_a_widget_in_jupyterlab(open_notebook, name):
         assert clock.locator('rect[data-series="0"]').count() == 2*128
     if name == '05_kv_cache':
         phases, chunks, clock = cards
-        slide(phases, 'Prompt', 10); slide(phases, 'Pass', 20)
-        assert facts(phases) == work([10] + [1]*46, 20)
+        slide(phases, 'Prompt', 10); slide(phases, 'Pass', 15)
+        assert facts(phases) == work([10] + [1]*19, 15)
         phases.get_by_label('without a cache').check(); settle(phases)
-        assert phases.locator('.t.redo').count() == 29
-        slide(chunks, 'Pass', 2); assert facts(chunks) == work([7, 1, 12, 18], 2)
-        shown = 'DecodeTimeline(lines, model.tokenizer, model.tokenizer.decode(ctx[0])).data'
+        assert phases.locator('.t.redo').count() == 24
+        slide(chunks, 'Pass', 2); assert facts(chunks) == work([7, 1, 12, 9], 2)
+        shown = 'DecodeTimeline(lines, model.tokenizer, model.tokenizer.decode(prompt[0])).data'
         check_timeline(clock, value(nb, shown))
     if name == '10_batching':
         records = value(nb, '{name: e.record() for name, e in engines.items()}')
