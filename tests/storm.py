@@ -19,7 +19,7 @@ class Storm:
 
     def __enter__(self):
         self.before = signal.signal(signal.SIGALRM, self.strike)
-        self.hook, sys.unraisablehook = sys.unraisablehook, lambda _: None      # pytest's would be struck, too
+        self.hook, sys.unraisablehook = sys.unraisablehook, lambda _: None # pytest's would be struck, too
         self.wait()
         return self
 
