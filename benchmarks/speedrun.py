@@ -27,6 +27,7 @@ RECORDS = { # each is the one before it and a change
     'a shorter memory': dict(steps=520),
     'larger steps': dict(lr=.014, steps=490),
 }
+
 def search(c):
     "What one change to a recipe gains or costs."
     return {'as it is': {},
@@ -94,10 +95,10 @@ def main():
     which.add_argument('--search', action='store_true', help='one change a row')
     args = p.parse_args()
     given = dict(args.changes)
-    try: text, _ = Text(load_corpus(args.corpus)), configs(given)
+    try: text, (_, recipe) = Text(load_corpus(args.corpus)), configs(given)
     except (TypeError, ValueError, OSError) as e: p.error(str(e))
     yours = ' '.join(f'{k}={v}' for k, v in given.items()) or 'the course'
-    rows = RECORDS if args.records else search(configs(given)[1]) if args.search else {yours: {}}
+    rows = RECORDS if args.records else search(recipe) if args.search else {yours: {}}
     print(f'{args.corpus}, SHA-256 {text.sha256[:12]}…; {torch.get_num_threads()} threads, '
           f'torch {torch.__version__}; {args.seeds} seeds; the count: {text.count(COURSE.block_size):.3f}')
     print(f'{"":36} {"steps":>6} {"time":>9}   loss (spread)')
