@@ -71,16 +71,19 @@ class CausalSelfAttention(nn.Module):
         dropout:float=0., # the share of weights that training drops at random
         n_kv_head:int|None=None, # G, heads of keys and values, a divisor of H; H when not given
         qkv_bias:bool|None=None, # the same for queries, keys and values alone; as `bias` when not given
+        head_dim:int|None=None, # D, channels of a head; C/H when not given
+        meet:dict|None=None, # by name, modules that change queries and keys before they meet
     ):
         super().__init__()
-        if n_head < 1 or n_embd % n_head:
+        if n_head < 1 or not head_dim and n_embd % n_head:
             raise ValueError(f'n_embd {n_embd} is not divisible by n_head {n_head}')
-        G, self.head_size, self.dropout = n_kv_head or n_head, n_embd//n_head, dropout
+        G, self.head_size, self.dropout = n_kv_head or n_head, head_dim or n_embd//n_head, dropout
         if n_head % check_count('n_kv_head', G):
             raise ValueError(f'n_head {n_head} is not divisible by n_kv_head {G}')
         self.widths = [heads*self.head_size for heads in (n_head, G, G)]
         self.qkv = nn.Linear(n_embd, sum(self.widths), bias=bias if qkv_bias is None else qkv_bias)
-        self.proj = nn.Linear(n_embd, n_embd, bias=bias)
+        self.proj = nn.Linear(self.widths[0], n_embd, bias=bias)
+        self.meet = nn.ModuleDict(meet or {})
 
     def heads(self,
         x:torch.Tensor, # (B, T, C)
@@ -95,5 +98,7 @@ class CausalSelfAttention(nn.Module):
         layer:int=0, # which block is speaking
     )->torch.Tensor: # (B, T, C)
         "Let each position collect from itself and from those before it."
-        heard = p.attend(layer, *self.heads(x), self.dropout if self.training else 0.)
+        q, k, v = self.heads(x)
+        for part in self.meet.values(): q, k = part(q, k, p)
+        heard = p.attend(layer, q, k, v, self.dropout if self.training else 0.)
         return self.proj(heard.transpose(1, 2).flatten(2))
