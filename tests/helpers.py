@@ -11,9 +11,10 @@ from tinylm import LanguageModel, LMConfig
 
 SMALL = dict(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16)
 STORM = int(os.environ.get('TINYLM_STORM', 4)) # engines in a storm of signals; the whole storm has 150
+DEVICE = os.environ.get('TINYLM_DEVICE', 'cpu') # where the models of the tests are
 quick = settings(deadline=None, max_examples=40)
 
-def seeded(n=0): return torch.Generator().manual_seed(n)
+def seeded(n=0, device='cpu'): return torch.Generator(device).manual_seed(n)
 
 def small_model(seed=0, tokenizer=None, **changes):
     "Far from the tame start, so that differences show."
@@ -21,7 +22,7 @@ def small_model(seed=0, tokenizer=None, **changes):
     model = LanguageModel(LMConfig(**SMALL | changes))
     model.tokenizer = tokenizer
     for p in model.parameters(): torch.nn.init.normal_(p, std=.3)
-    return model
+    return model.to(DEVICE)
 
 @st.composite
 def shapes(draw):
@@ -40,7 +41,7 @@ def models(draw, least=2, most=12, attention=('fused', 'reference', 'tiled')):
     changes = draw(shapes()) | dict(attention=draw(st.sampled_from(attention)))
     return small_model(draw(st.integers(0, 99)), block_size=draw(st.integers(least, most)), **changes).eval()
 
-def tokens(B, T, seed=0): return torch.randint(11, (B, T), generator=seeded(seed))
+def tokens(B, T, seed=0): return torch.randint(11, (B, T), generator=seeded(seed)).to(DEVICE)
 
 def cuts(draw, T):
     "Random chunk sizes that add up to T."

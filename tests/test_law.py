@@ -1,7 +1,7 @@
 "The law for every way through the model: the logits of one prefill, also after a pass that failed anywhere."
 import pytest
 import torch
-from helpers import close, cuts, decided, failing, models, quick, seeded, tokens
+from helpers import DEVICE, close, cuts, decided, failing, models, quick, seeded, tokens
 from hypothesis import assume, given, strategies as st
 
 from tinylm import Engine, KVCache, ModelDrafter, NGramDrafter, PagedKVCache, Request, phase_invariant
@@ -31,7 +31,7 @@ class Paged(Slots):
     packed = False
     def __init__(self, model, B):
         super().__init__(model, B)
-        self.cache = PagedKVCache(model.config, B*model.config.block_size, size=3)
+        self.cache = PagedKVCache(model.config, B*model.config.block_size, 3, device=DEVICE)
         self.rows = [self.cache.open([]) for _ in range(B)]
     def lengths(self): return [len(row.ids) for row in self.rows]
     def read(self, parts):
@@ -120,6 +120,6 @@ def test_an_engine_whose_steps_fail_anywhere_gives_each_the_text_that_it_would_g
     assert not engine.busy and len(engine.cache.free) == len(engine.cache.refs)
     for job in jobs:
         r = job.request
-        alone = model.decode(torch.tensor([r.ids]), r.max_new_tokens, temperature=r.temperature,
-                             generator=seeded(r.seed))
+        alone = model.decode(torch.tensor([r.ids], device=DEVICE), r.max_new_tokens,
+                             temperature=r.temperature, generator=seeded(r.seed, DEVICE))
         assert job.ids == alone[0].tolist()

@@ -26,8 +26,8 @@ from .widgets import *
 from .doctor import *
 
 # %% ../nbs/index.ipynb #b25b4e81
-from . import attention, bench, cache, core, cost, data, decoding, doctor, model, modern, old, paged, serving
-from . import speculative, tiled, training, widgets
+from . import attention, bench, cache, core, cost, data, decoding, doctor, model, modern, old, paged
+from . import serving, speculative, tiled, training, widgets
 
 # %% ../nbs/index.ipynb #cdc56615
 __all__ = [*core.__all__, *data.__all__, *attention.__all__, *model.__all__, *training.__all__,

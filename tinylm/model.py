@@ -103,7 +103,7 @@ NORMS = {'layer': lambda c: nn.LayerNorm(c.n_embd, c.norm_eps, bias=c.bias)} # c
 MLPS = {'gelu': MLP}
 # config -> what is added to a token
 POSITIONS = {'learned': lambda c: nn.Embedding(c.block_size, c.n_embd)}
-# config -> what changes queries and keys before they meet; lesson 11 has rows for kinds of positions, and qk_norm
+# config -> what changes queries and keys before they meet; lesson 11 has rows
 MEET = {}
 
 def _meet(c): return {name: MEET[name](c) for name in ['qk_norm']*c.qk_norm + [c.positions] if name in MEET}
