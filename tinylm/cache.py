@@ -94,6 +94,18 @@ def row(self:KVCache,
     one.kv, one.rows = [t[:, r:r+1] for t in self.kv], self.rows[r:r+1]
     return one
 
+@patch
+def grown(self:KVCache,
+    length:int, # positions in a row, at least as many as are filled
+)->KVCache: # a new cache
+    "A cache of another length that holds what this one holds."
+    check_count('length', length, max(1, *self.lengths))
+    new = KVCache(self.config, len(self.rows), length, self.kv[0].dtype, self.kv[0].device)
+    for memory, old in zip(new.kv, self.kv):
+        memory[..., :max(self.lengths), :] = old[..., :max(self.lengths), :]
+    new._move(self.lengths)
+    return new
+
 # %% ../nbs/05_kv_cache.ipynb #da050003
 class Cached(Pass):
     "The pass over T new tokens behind those of a cache."
@@ -160,9 +172,10 @@ def cached_step(
     max_new_tokens:int, # how many tokens will be written
     sampling:Sampling, # the dials
     generator:torch.Generator|None=None, # whose random numbers are used
+    kept:KVCache|None=None, # a cache that holds the beginning of the context; a new one when not given
 )->Step:
     "The step that reads only what its cache has not seen; the weights must not change meanwhile."
-    cache = KVCache.of(model, len(idx), idx.shape[1] + max_new_tokens)
+    cache = kept or KVCache.of(model, len(idx), idx.shape[1] + max_new_tokens)
     again = naive_step(model, idx, max_new_tokens, sampling, generator)
     def step(text):
         if text.shape[1] > cache.length: return again(text)         # the window slides: no key stays true
