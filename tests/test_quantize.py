@@ -4,9 +4,9 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from helpers import (DEVICE, STOPS, Interrupt, close, decided, failing, models, quick, seeded, shapes,
-                     small_model, tokens)
+from helpers import DEVICE, close, decided, failing, models, quick, seeded, small_model, tokens
 from hypothesis import assume, given, strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -80,8 +80,8 @@ def test_a_large_matrix_is_rounded_row_by_row():
 # --- a product
 
 @quick
-@given(st.integers(1, 70), st.integers(1, 70), st.lists(st.integers(1, 5), max_size=3), st.sampled_from(FLOATS),
-       st.integers(0, 99), st.booleans())
+@given(st.integers(1, 70), st.integers(1, 70), st.lists(st.integers(1, 5), max_size=3),
+       st.sampled_from(FLOATS), st.integers(0, 99), st.booleans())
 def test_a_product_is_that_of_the_numbers_behind(N, K, lead, dtype, seed, in_blocks):
     if in_blocks: N, K = 16*(1 + N % 4), 16*(1 + K % 4)       # shapes that a kernel takes
     w, x = (torch.randn(*s, K, generator=seeded(seed)).to(dtype) for s in ((N,), lead))
@@ -173,13 +173,14 @@ def test_the_ledger_counts_bytes_as_they_are(kind, T, past, B, dtype, last_only)
     seen, _ = watch_pass(small, tokens(B, T), cache, last_only)
     cost = small.config.pass_cost(T, past, B, last_only=last_only, itemsize=dtype.itemsize)
     assert seen == replace(cost, flops=0)
-    assert cost.flops == replace(small.config, weights='float').pass_cost(T, past, B, last_only=last_only).flops
+    of_floats = replace(small.config, weights='float').pass_cost(T, past, B, last_only=last_only)
+    assert cost.flops == of_floats.flops
 
 def test_the_ledger_on_paper():
     c, V, C, L = LMConfig(vocab_size=103, weights='int8'), 103, 128, 4
-    matrices, rows, others = 12*C*C*L + V*C, 9*C*L + V, (9+4)*C*L - 0*L + 2*C
-    others = L*(13*C) + 2*C                                   # biases and norms
-    assert c.pass_cost(1).weight_bytes == matrices + 4*(L*(3+1+4+1)*C + V) + 4*others + (C+4) + 4*C
+    matrices, rows, others = 12*C*C*L + V*C, 9*C*L + V, 13*C*L + 2*C # others: biases and norms
+    token, place = C + 4, 4*C                                 # a row of each table
+    assert c.pass_cost(1).weight_bytes == matrices + 4*rows + 4*others + token + place
 
 # --- every way through the model
 
@@ -193,8 +194,8 @@ def test_every_step_writes_the_same_text(kind, T0, n, data):
     for how in (dict(use_cache=True), dict(drafter=NGramDrafter(1, 3)), dict(drafter=ModelDrafter(small, 2)),
                 dict(drafter=ModelDrafter(pair(kind)[0], 2))):
         assert torch.equal(small.decode(idx, n, temperature=0, **how), whole)
-    assert torch.equal(Engine(small, slots=2, budget=3).generate([Request(idx[0].tolist(), n, temperature=0)]*3)[1],
-                       whole[0].cpu())
+    requests = [Request(idx[0].tolist(), n, temperature=0) for _ in range(3)]
+    for ids in Engine(small, slots=2, budget=3).generate(requests): assert torch.equal(ids, whole[0].cpu())
 
 @quick
 @given(models(weights=['int8']), st.data())
@@ -285,7 +286,6 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, name, bad, words):
     small.save_safetensors(tmp_path/'m')
     tensors = load_file(tmp_path/'m')
     tensors[name] = bad(tensors.get(name))
-    from safetensors import safe_open
     with safe_open(tmp_path/'m', 'pt') as f: about = f.metadata()
     save_file({k: t.contiguous() for k, t in tensors.items() if t is not None}, tmp_path/'bad', about)
     refused(tmp_path/'bad', small, words)
@@ -300,19 +300,19 @@ def test_what_cannot_be_quantized_is_refused_and_stays():
                        (torch.nn.Linear(2, 2), 'Linear: expected a LanguageModel'), (None, 'NoneType')):
         with pytest.raises(ValueError, match=words): quantize_(bad)
     model.blocks[1].mlp.up.weight.data[3, 4] = float('inf')
-    with pytest.raises(ValueError, match=r'blocks\.1\.mlp\.up\.weight holds nan or infinity'): quantize_(model)
+    with pytest.raises(ValueError, match=r'blocks\.1\.mlp\.up\.weight holds nan'): quantize_(model)
     assert model.config.weights == 'float' and model.tok_emb.weight.dtype == torch.float32
     for weights in ('int4', None, 8):
         with pytest.raises(ValueError, match='weights is .*float, int8'): LMConfig(weights=weights)
 
 def test_training_is_refused_in_one_line():
-    small, ids = quantize_(small_model()), torch.arange(200) % 11
+    small, ids, x = quantize_(small_model()), torch.arange(200) % 11, tokens(1, 4)
     for work in (lambda: Trainer(small, ids, ids), lambda: train(small, ids, ids, TrainConfig(steps=1)),
-                 lambda: small.prefill(tokens(1, 4), tokens(1, 4)), lambda: small(tokens(1, 4), tokens(1, 4))):
+                 lambda: small.prefill(x, x), lambda: small(x, x)):
         with pytest.raises(ValueError, match='int8 weights have no gradients') as e: work()
         assert '\n' not in str(e.value)
-    with torch.no_grad(): assert small.prefill(tokens(1, 4), tokens(1, 4))[1].isfinite()
-    assert evaluate(small, ids) > 0 and not small.prefill(tokens(1, 4))[0].requires_grad
+    with torch.no_grad(): assert small.prefill(x, x)[1].isfinite()
+    assert evaluate(small, ids) > 0 and not small.prefill(x)[0].requires_grad
 
 @quick
 @given(pairs, st.sampled_from(['operation', 'line']), st.integers(1, 400))
@@ -322,7 +322,8 @@ def test_a_failure_anywhere_leaves_a_float_model_or_an_int8_one(kind, how, n):
     want = [m.prefill(tokens(1, 5))[0] for m in (model, quantize_(copy.deepcopy(model)))]
     with failing(how, n): quantize_(model)
     assert torch.equal(model.prefill(tokens(1, 5))[0], want[model.config.weights == 'int8'])
-    kinds = {t.dtype == torch.int8 for k, t in model.state_dict().items() if k.endswith(('up.weight', 'qkv.weight', 'tok_emb.weight'))}
+    rounded = 'up.weight', 'down.weight', 'qkv.weight', 'proj.weight', 'tok_emb.weight'
+    kinds = {t.dtype == torch.int8 for k, t in model.state_dict().items() if k.endswith(rounded)}
     assert kinds == {model.config.weights == 'int8'}
     if model.config.weights == 'float': quantize_(model)
     assert torch.equal(model.prefill(tokens(1, 5))[0], want[1])
@@ -330,7 +331,8 @@ def test_a_failure_anywhere_leaves_a_float_model_or_an_int8_one(kind, how, n):
 @pytest.mark.parametrize('kind', [{}, MODERN])
 def test_the_loss_hardly_moves(kind):
     "A model that has learned something."
-    ids = torch.tensor(CharTokenizer(TEXT := 'until one is found to be true, no one is found. '*30).encode(TEXT))
+    text = 'until one is found to be true, no one is found. '*30
+    ids = torch.tensor(CharTokenizer(text).encode(text))
     torch.manual_seed(0)
     model = LanguageModel(LMConfig(vocab_size=int(ids.max())+1, block_size=16, n_layer=2, n_embd=64, **kind))
     train(model, ids, ids, TrainConfig(steps=60, batch_size=8, eval_every=60, warmup=5), callback=lambda _: _)

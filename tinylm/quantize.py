@@ -43,8 +43,10 @@ def int8_linear(
     "`F.linear` for int8 rows: by PyTorch's kernel where that wins, else some rows at a time as floats."
     x = x.detach()
     if _has_kernel(x, weight, scale): return _by_kernel(x, weight, scale)
-    slabs = weight.split(max(1, 2**18//weight.shape[1])) # small enough for the processor's own cache
-    return torch.cat([F.linear(x, slab.to(x.dtype)) for slab in slabs], -1)*scale
+    numbers = 2**17 if x.dtype == torch.float32 and x.device.type == 'cpu' else 2**22
+    slabs = weight.split(max(1, numbers//weight.shape[1]))
+    room = torch.empty(slabs[0].shape, dtype=x.dtype, device=x.device)
+    return torch.cat([F.linear(x, room[:len(slab)].copy_(slab)) for slab in slabs], -1)*scale
 
 # %% ../nbs/13_fewer_bytes.ipynb #13000016
 def _has_kernel(x, weight, scale):
@@ -70,6 +72,8 @@ class Int8(nn.Module):
         self.register_buffer('scale', scale)
         self.train(part.training)
 
+    def extra_repr(self): return '{} rows of {} bytes'.format(*self.weight.shape)
+
     def scores(self,
         x:torch.Tensor, # (..., K)
     )->torch.Tensor: # (..., N)
@@ -91,6 +95,7 @@ class Int8Linear(Int8):
         "Multiply, and add the constant."
         return self.scores(x) if self.bias is None else self.scores(x) + self.bias
 
+# %% ../nbs/13_fewer_bytes.ipynb #13000019
 class Int8Table(Int8):
     "What becomes of a `TokenTable`."
     def forward(self,
