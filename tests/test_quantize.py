@@ -31,7 +31,7 @@ def unrounded(model):
     whole = {k: t*state[k.replace('weight', 'scale')][:, None] if t.dtype == torch.int8 else t
              for k, t in state.items() if not k.endswith('scale')}
     twin.load_state_dict(whole)
-    return twin.to(model.dtype).eval()
+    return twin.to(DEVICE, model.dtype).eval()
 
 # --- a row
 
