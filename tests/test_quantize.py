@@ -197,6 +197,17 @@ def test_every_step_writes_the_same_text(kind, T0, n, data):
     requests = [Request(idx[0].tolist(), n, temperature=0) for _ in range(3)]
     for ids in Engine(small, slots=2, budget=3).generate(requests): assert torch.equal(ids, whole[0].cpu())
 
+@pytest.mark.parametrize('kind', [{}, MODERN | dict(n_embd=32)])
+def test_autocast_works_in_caches_and_in_the_engine(kind):
+    small, x = quantize_(small_model(**kind)).eval(), tokens(1, 8)
+    plain = small.prefill(x)[0]
+    with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
+        cache = KVCache.of(small)
+        parts = [small.prefill(part, cache=cache)[0] for part in x.split([5, 1, 2], 1)]
+        assert small.blocks[0].mlp.up(torch.ones(2, small.config.n_embd, device=DEVICE)).dtype == torch.bfloat16
+        assert len(Engine(small).generate([Request([1, 2], 4, temperature=0)])[0]) == 6
+    assert (torch.cat(parts, 1) - plain).abs().max() < .1*plain.abs().max()
+
 @quick
 @given(models(weights=['int8']), st.data())
 def test_a_cache_of_the_float_model_fits(model, data):

@@ -46,7 +46,8 @@ def int8_linear(
     numbers = 2**17 if x.dtype == torch.float32 and x.device.type == 'cpu' else 2**22
     slabs = weight.split(max(1, numbers//weight.shape[1]))
     room = torch.empty(slabs[0].shape, dtype=x.dtype, device=x.device)
-    return torch.cat([F.linear(x, room[:len(slab)].copy_(slab)) for slab in slabs], -1)*scale
+    y = torch.cat([F.linear(x, room[:len(slab)].copy_(slab)) for slab in slabs], -1)
+    return y*scale.to(y.dtype)                         # the type of y, also under autocast
 
 # %% ../nbs/13_fewer_bytes.ipynb #13000016
 def _has_kernel(x, weight, scale):
@@ -72,7 +73,9 @@ class Int8(nn.Module):
         self.register_buffer('scale', scale)
         self.train(part.training)
 
-    def extra_repr(self): return '{} rows of {} bytes'.format(*self.weight.shape)
+    def extra_repr(self):
+        "What `print` says of it."
+        return '{} rows of {} bytes'.format(*self.weight.shape)
 
     def scores(self,
         x:torch.Tensor, # (..., K)
@@ -93,7 +96,8 @@ class Int8Linear(Int8):
         x:torch.Tensor, # (..., K)
     )->torch.Tensor: # (..., N)
         "Multiply, and add the constant."
-        return self.scores(x) if self.bias is None else self.scores(x) + self.bias
+        y = self.scores(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 # %% ../nbs/13_fewer_bytes.ipynb #13000019
 class Int8Table(Int8):
