@@ -204,7 +204,8 @@ def test_autocast_works_in_caches_and_in_the_engine(kind):
     with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
         cache = KVCache.of(small)
         parts = [small.prefill(part, cache=cache)[0] for part in x.split([5, 1, 2], 1)]
-        assert small.blocks[0].mlp.up(torch.ones(2, small.config.n_embd, device=DEVICE)).dtype == torch.bfloat16
+        ones = torch.ones(2, small.config.n_embd, device=DEVICE)
+        assert small.blocks[0].mlp.up(ones).dtype == torch.bfloat16
         assert len(Engine(small).generate([Request([1, 2], 4, temperature=0)])[0]) == 6
     assert (torch.cat(parts, 1) - plain).abs().max() < .1*plain.abs().max()
 
