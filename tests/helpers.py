@@ -7,7 +7,7 @@ from hypothesis import settings, strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinylm
-from tinylm import LanguageModel, LMConfig
+from tinylm import LanguageModel, LMConfig, quantize_
 
 SMALL = dict(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16)
 STORM = int(os.environ.get('TINYLM_STORM', 4)) # engines in a storm of signals; the whole storm has 150
@@ -16,13 +16,13 @@ quick = settings(deadline=None, max_examples=40)
 
 def seeded(n=0, device='cpu'): return torch.Generator(device).manual_seed(n)
 
-def small_model(seed=0, tokenizer=None, **changes):
+def small_model(seed=0, tokenizer=None, weights='float', **changes):
     "Far from the tame start, so that differences show."
     torch.manual_seed(seed)
     model = LanguageModel(LMConfig(**SMALL | changes))
     model.tokenizer = tokenizer
     for p in model.parameters(): torch.nn.init.normal_(p, std=.3)
-    return model.to(DEVICE)
+    return (quantize_(model) if weights == 'int8' else model).to(DEVICE)
 
 @st.composite
 def shapes(draw):
@@ -58,9 +58,10 @@ def modern_shapes(draw):
 
 @st.composite
 def models(draw, least=2, most=12, attention=('fused', 'reference', 'tiled'),
-           shapes=shapes() | modern_shapes()):
+           shapes=shapes() | modern_shapes(), weights=('float', 'int8')):
     "A random model in evaluation mode, of GPT-2's parts or modern ones, that reads `least` to `most` tokens."
-    changes = draw(shapes) | dict(attention=draw(st.sampled_from(attention)))
+    changes = draw(shapes) | dict(attention=draw(st.sampled_from(attention)),
+                                  weights=draw(st.sampled_from(weights)))
     return small_model(draw(st.integers(0, 99)), block_size=draw(st.integers(least, most)), **changes).eval()
 
 def tokens(B, T, seed=0): return torch.randint(11, (B, T), generator=seeded(seed)).to(DEVICE)
