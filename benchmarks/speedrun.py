@@ -2,6 +2,7 @@
 
     python benchmarks/speedrun.py                          the recipe of the course, three seeds
     python benchmarks/speedrun.py lr=.02 steps=800         with changes of yours
+    python benchmarks/speedrun.py --like demo              the modern blocks of lesson 11
     python benchmarks/speedrun.py --records                the table of records
     python benchmarks/speedrun.py --search steps=500       one change a row
 
@@ -17,8 +18,8 @@ from statistics import median
 
 import torch
 
-from tinylm import (COURSE, CharTokenizer, CountModel, LanguageModel, TrainConfig, Trainer, evaluate,
-                    load_corpus, train_val_split)
+from tinylm import (PRESETS, CharTokenizer, CountModel, LanguageModel, Trainer, evaluate, load_corpus,
+                    train_val_split)
 
 RECORDS = { # each is the one before it and a change
     'AdamW': dict(optimizer='adamw', lr=5e-3, warmup=100, steps=1400),
@@ -58,10 +59,11 @@ class Text:
         "The loss of five-letter counts on the same windows."
         return CountModel(self.known, tokens=self.tokenizer.chars).loss(self.hidden, block_size)
 
-def configs(changes):
-    "The course's shape and recipe, with changes."
-    shape = {k: v for k, v in changes.items() if k in {f.name for f in fields(COURSE)}}
-    return replace(COURSE, **shape), TrainConfig(**{k: v for k, v in changes.items() if k not in shape})
+def configs(changes, like='course'):
+    "A shape and a recipe of the library, with changes."
+    shape, recipe = PRESETS[like]
+    mine = {k: v for k, v in changes.items() if k in {f.name for f in fields(shape)}}
+    return replace(shape, **mine), replace(recipe, **{k: v for k, v in changes.items() if k not in mine})
 
 def run(text, shape, recipe):
     "Train once: validation loss and seconds."
@@ -71,9 +73,9 @@ def run(text, shape, recipe):
     while trainer.step < recipe.steps: trainer.update()
     return evaluate(model, text.parts[1]), trainer.seconds
 
-def row(text, name, changes, seeds):
+def row(text, name, changes, like, seeds):
     "Train with a few seeds, and print what came out."
-    shape, recipe = configs(changes)
+    shape, recipe = configs(changes, like)
     losses, seconds = zip(*(run(text, shape, replace(recipe, seed=recipe.seed+i)) for i in range(seeds)))
     beats = 'beats the count' if median(losses) < text.count(shape.block_size) else ''
     print(f'{name:36} {recipe.steps:6} {median(seconds):7.1f} s   {median(losses):.3f} ({min(losses):.3f} to '
@@ -89,19 +91,21 @@ def main():
     p.add_argument('changes', nargs='*', type=change, metavar='NAME=VALUE',
                    help='fields of the shape or the recipe')
     p.add_argument('--corpus', default='python-docs', help='text to train on (%(default)s)')
+    p.add_argument('--like', choices=PRESETS, default='course',
+                   help='whom the changes begin with (%(default)s)')
     p.add_argument('--seeds', type=int, default=3, help='runs of each row (%(default)s)')
     which = p.add_mutually_exclusive_group()
     which.add_argument('--records', action='store_true', help='all rows of the table of records')
     which.add_argument('--search', action='store_true', help='one change a row')
     args = p.parse_args()
     given = dict(args.changes)
-    try: text, (_, recipe) = Text(load_corpus(args.corpus)), configs(given)
+    try: text, (shape, recipe) = Text(load_corpus(args.corpus)), configs(given, args.like)
     except (TypeError, ValueError, OSError) as e: p.error(str(e))
-    yours = ' '.join(f'{k}={v}' for k, v in given.items()) or 'the course'
+    yours = ' '.join(f'{k}={v}' for k, v in given.items()) or args.like
     rows = RECORDS if args.records else search(recipe) if args.search else {yours: {}}
     print(f'{args.corpus}, SHA-256 {text.sha256[:12]}…; {torch.get_num_threads()} threads, '
-          f'torch {torch.__version__}; {args.seeds} seeds; the count: {text.count(COURSE.block_size):.3f}')
+          f'torch {torch.__version__}; {args.seeds} seeds; the count: {text.count(shape.block_size):.3f}')
     print(f'{"":36} {"steps":>6} {"time":>9}   loss (spread)')
-    for name, changes in rows.items(): row(text, name, given | changes, args.seeds)
+    for name, changes in rows.items(): row(text, name, given | changes, args.like, args.seeds)
 
 if __name__ == '__main__': main()

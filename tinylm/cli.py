@@ -21,6 +21,7 @@ from .data import CharTokenizer, CountModel, TextStream, load_corpus, read_token
 from .decoding import Sampling, compare_phases, phase_table
 from .doctor import checkup
 from .model import LanguageModel, LMConfig
+from .modern import DEMO, PRESETS
 from .training import OPTIMIZERS, PACES, TrainConfig, check_device, checkpoint_path, device_of, evaluate
 from .training import read_run, train
 
@@ -71,9 +72,9 @@ def _given(args, fields_):
 # %% ../nbs/cli.ipynb #c11d0006
 def _new(args, text):
     "Shape, recipe and tokenizer of a run that begins."
-    tokenizer = CharTokenizer(text)
-    shape = LMConfig(vocab_size=tokenizer.vocab_size, **_given(args, _SHAPE))
-    return shape, TrainConfig(**_given(args, _RECIPE)), tokenizer
+    tokenizer, (shape, recipe) = CharTokenizer(text), PRESETS[args.like]
+    shape = replace(shape, vocab_size=tokenizer.vocab_size, **_given(args, _SHAPE))
+    return shape, replace(recipe, **_given(args, _RECIPE)), tokenizer
 
 def _resumed(args, text, state):
     "Shape, recipe and tokenizer of the run that goes on."
@@ -150,6 +151,9 @@ def _add_train(commands):
                    help='go on with the stopped run beside --out, with its shape and its recipe; give the '
                         'same --corpus')
     t.add_argument('--overwrite', action='store_true', help='start anew even if --out exists')
+    t.add_argument('--like', choices=PRESETS, default='course',
+                   help='whose shape and recipe to begin with: the model of lesson 03, or the modern one of '
+                        'lesson 11 (%(default)s, whose values stand below)')
     _add_device(t)
     _add_fields(t.add_argument_group('the model'), _SHAPE)
     _add_fields(t.add_argument_group('the recipe'), _RECIPE)
@@ -198,10 +202,10 @@ def _count():
     count = CountModel(known, tokens=text)
     print('Before any training: a table that only counts letters writes\n')
     _write(count.write(_BEGINNING, 300) + '\n')
-    return count.loss(hidden, LMConfig.block_size)
+    return count.loss(hidden, DEMO.block_size)
 
 def _demo(args):
-    words = ['train', '--out', 'demo.safetensors', '--steps', str(args.steps)]
+    words = ['train', '--like', 'demo', '--out', 'demo.safetensors', '--steps', str(args.steps)]
     args = _parser().parse_args([*words, '--overwrite'])
     args.again = ' '.join(['tinylm', *words, '--resume'])
     score = _count()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COURSE', 'OPTIMIZERS', 'PACES', 'orthogonal', 'Muon', 'TrainConfig', 'learning_rate', 'evaluating', 'device_of',
-           'evaluate', 'Trainer', 'train', 'check_device', 'SavedRun', 'read_run', 'checkpoint_path', 'course_path',
-           'course_model']
+           'evaluate', 'Trainer', 'train', 'check_device', 'SavedRun', 'read_run', 'checkpoint_path', 'model_path',
+           'course_path', 'trained', 'course_model']
 
 # %% ../nbs/03_prefill.ipynb #ebbac5a6
 import hashlib, json
@@ -471,25 +471,40 @@ def _check_out(out):
     check_writable(out)
 
 # %% ../nbs/03_prefill.ipynb #73fc3dc9
+def model_path(
+    name:str, # how the name of the file begins
+    shape:LMConfig, # of the model; with the vocabulary of the course's text
+    recipe:TrainConfig, # of its training
+)->Path: # a file in `data_dir()`
+    "Where a model that the library trains by itself is kept."
+    made_of = [asdict(shape), asdict(recipe), load_corpus()]
+    return data_dir()/f'{name}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]}.safetensors'
+
 def course_path()->Path: # the file in `data_dir()`
-    "Where the model that the course trains is kept."
-    text = load_corpus()
-    made_of = [asdict(COURSE), asdict(TrainConfig()), text]
-    return data_dir()/f'course-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]}.safetensors'
+    "Where the model of this lesson is kept."
+    return model_path('course', COURSE, TrainConfig())
 
 # %% ../nbs/03_prefill.ipynb #926969c0
-def course_model()->LanguageModel: # in evaluation mode, with its tokenizer
-    "The model of lesson 03: from the cache folder, or trained now (about a minute)."
-    path = course_path()
+def trained(
+    name:str, # as for `model_path`
+    shape:LMConfig, # as for `model_path`
+    recipe:TrainConfig, # as for `model_path`
+)->LanguageModel: # in evaluation mode, with its tokenizer
+    "A model of the course's text: from the cache folder, or trained now."
+    path = model_path(name, shape, recipe)
     if path.exists():
         try: return LanguageModel.from_safetensors(path)
         except ValueError as e: raise ValueError(f'{e}: remove it, and it is made anew') from None
     _check_out(path)
-    text, recipe = load_corpus(), TrainConfig()
+    text = load_corpus()
     tokenizer = CharTokenizer(text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = LanguageModel(replace(COURSE, vocab_size=tokenizer.vocab_size), tokenizer)
+        model = LanguageModel(replace(shape, vocab_size=tokenizer.vocab_size), tokenizer)
         train(model, *train_val_split(torch.tensor(tokenizer.encode(text))), recipe)
     model.save_safetensors(path)
     return model.eval()
+
+def course_model()->LanguageModel: # in evaluation mode, with its tokenizer
+    "The model of lesson 03: from the cache folder, or trained now (about a minute)."
+    return trained('course', COURSE, TrainConfig())
