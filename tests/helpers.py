@@ -7,7 +7,7 @@ from hypothesis import settings, strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinylm
-from tinylm import LanguageModel, LMConfig
+from tinylm import LanguageModel, LMConfig, quantize_
 
 SMALL = dict(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16)
 STORM = int(os.environ.get('TINYLM_STORM', 4)) # engines in a storm of signals; the whole storm has 150
@@ -16,13 +16,13 @@ quick = settings(deadline=None, max_examples=40)
 
 def seeded(n=0, device='cpu'): return torch.Generator(device).manual_seed(n)
 
-def small_model(seed=0, tokenizer=None, **changes):
+def small_model(seed=0, tokenizer=None, weights='float', **changes):
     "Far from the tame start, so that differences show."
     torch.manual_seed(seed)
     model = LanguageModel(LMConfig(**SMALL | changes))
     model.tokenizer = tokenizer
     for p in model.parameters(): torch.nn.init.normal_(p, std=.3)
-    return model.to(DEVICE)
+    return (quantize_(model) if weights == 'int8' else model).to(DEVICE)
 
 @st.composite
 def shapes(draw):
@@ -36,9 +36,32 @@ def shapes(draw):
                 attention=draw(st.sampled_from(['fused', 'reference', 'tiled'])))
 
 @st.composite
-def models(draw, least=2, most=12, attention=('fused', 'reference', 'tiled')):
-    "A random model in evaluation mode, with a window of `least` to `most` tokens."
-    changes = draw(shapes()) | dict(attention=draw(st.sampled_from(attention)))
+def scalings(draw):
+    "Ways to stretch rotary positions that keep the law, with their numbers."
+    number = lambda low, high: draw(st.floats(low, high))
+    kind = draw(st.sampled_from([None, 'default', 'linear', 'llama3']))
+    if kind in (None, 'default'): return kind and dict(rope_type=kind)
+    more = {} if kind == 'linear' else dict(low_freq_factor=number(.2, 2), high_freq_factor=number(2.1, 9),
+                                            original_max_position_embeddings=draw(st.integers(1, 60)))
+    return dict(rope_type=kind, factor=number(1, 9), **more)
+
+@st.composite
+def modern_shapes(draw):
+    "Shapes with any of the parts of lesson 11, and heads that are not C/H wide."
+    yes, one_of = (lambda: draw(st.booleans())), lambda *names: draw(st.sampled_from(names))
+    shape = draw(shapes()) | dict(norm=one_of('layer', 'rms'), mlp=one_of('gelu', 'swiglu'), qk_norm=yes())
+    if not yes(): return shape | dict(head_dim=draw(st.integers(1, 9)))
+    D = shape['n_embd']//shape['n_head']
+    own = dict(head_dim=2*draw(st.integers(1, 4))) if D % 2 or yes() else {}
+    return shape | own | dict(positions='rotary', rope_theta=draw(st.floats(2, 1e6)),
+                              rope_scaling=draw(scalings()))
+
+@st.composite
+def models(draw, least=2, most=12, attention=('fused', 'reference', 'tiled'),
+           shapes=shapes() | modern_shapes(), weights=('float', 'int8')):
+    "A random model in evaluation mode, of GPT-2's parts or modern ones, that reads `least` to `most` tokens."
+    changes = draw(shapes) | dict(attention=draw(st.sampled_from(attention)),
+                                  weights=draw(st.sampled_from(weights)))
     return small_model(draw(st.integers(0, 99)), block_size=draw(st.integers(least, most)), **changes).eval()
 
 def tokens(B, T, seed=0): return torch.randint(11, (B, T), generator=seeded(seed)).to(DEVICE)

@@ -50,8 +50,8 @@ class KVCache:
         length:int|None=None, # positions in a row; never more than the model can read
     )->'KVCache':
         "A cache for a model, with its types and on its device."
-        weight, longest = model.tok_emb.weight, model.config.block_size
-        return cls(model.config, batch, min(longest, length or longest), weight.dtype, weight.device)
+        device, longest = model.tok_emb.weight.device, model.config.block_size
+        return cls(model.config, batch, min(longest, length or longest), model.dtype, device)
 
     @property
     def lengths(self)->list[int]: # one for each row

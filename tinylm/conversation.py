@@ -126,7 +126,7 @@ def _answered(chat, messages, ids, turn):
         if said or turn.ended != 'stopped': chat._past = messages + [answer], chat._past[1] + [turn]
 
 def _book(chat, turn, token, seconds):
-    line, size = turn.timeline, chat.model.tok_emb.weight.element_size()
+    line, size = turn.timeline, chat.model.dtype.itemsize
     new, past = (1, turn.read + turn.saved + len(line.tokens) - 1) if line.tokens else (turn.read, turn.saved)
     line.costs.append(chat.model.config.pass_cost(new, past, last_only=True, itemsize=size))
     line.tokens.append(token); line.seconds.append(seconds)

@@ -52,7 +52,11 @@ def _numbers(model, part, matrices=False):
     return sum(p.numel() for name, p in model.named_parameters()
                if name.startswith(part) and (p.ndim > 1 or not matrices))
 
-def _head(model): return _numbers(model, 'tok_emb' if model.config.tie_embeddings else 'head')
+def _memory(model, part, itemsize): # in bytes; what is no floating-point number has a size of its own
+    return sum(t.numel()*(itemsize if t.is_floating_point() else t.element_size())
+               for name, t in model.state_dict().items() if name.startswith(part))
+
+def _head(model): return 'tok_emb' if model.config.tie_embeddings else 'head'
 
 @patch
 def pass_cost(self:LMConfig,
@@ -65,11 +69,11 @@ def pass_cost(self:LMConfig,
     "The cost of one pass with a cache, counted on the model's parts."
     S, tokens, heads, L = past + T, batch*T, batch if last_only else batch*T, self.n_layer
     model = self.hollow()
-    head = _head(model)
-    rows = tokens*self.n_embd + T*_numbers(model, 'pos_emb')//self.block_size # of the two tables
-    weights = L*_numbers(model, 'blocks') + _numbers(model, 'norm') + head + rows
+    size = lambda part: _memory(model, part, itemsize)
+    rows = tokens*size('tok_emb')//self.vocab_size + T*size('pos_emb')//self.block_size # of the two tables
+    weights = L*size('blocks') + size('norm') + size(_head(model)) + rows
     block = 2*_numbers(model, 'blocks', matrices=True) + 4*S*self.n_head*self.head_size
-    return Ledger(tokens*L*block + 2*heads*head, itemsize*weights,
+    return Ledger(tokens*L*block + 2*heads*_numbers(model, _head(model)), weights,
                   self.cache_bytes(batch, S, itemsize), self.cache_bytes(batch, T, itemsize))
 
 # %% ../nbs/06_cost.ipynb #559f4efb
@@ -80,7 +84,7 @@ class Watch(TorchDispatchMode):
         cache:KVCache|None=None, # whose keys and values count
     ):
         super().__init__()
-        self.weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self.weights = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
         self.memory = {t.untyped_storage().data_ptr() for t in getattr(cache, 'kv', ())}
         self.ledger, self.calls = Ledger(), 0
 
@@ -193,7 +197,7 @@ def _cost(model, rows, passes, asked):
     "Of what was listened to."
     cost = lambda p: model.config.pass_cost(p.shape[-1], int(p[0, 0]), rows, last_only=True)
     more = sum(asked) - rows*len(passes)               # beyond the last position of each row
-    return sum(map(cost, passes), Ledger(flops=2*more*_head(model)))
+    return sum(map(cost, passes), Ledger(flops=2*more*_numbers(model, _head(model))))
 
 # %% ../nbs/06_cost.ipynb #da060003
 @patch(cls_method=True)

@@ -313,10 +313,10 @@ class Engine:
     ):
         check_count('slots', slots); check_count('size', size)
         if history is not None: check_count('history', history)
-        c, weight = model.config, model.tok_emb.weight
+        c = model.config
         if n_pages is None: n_pages = slots*-(-c.block_size//size)
         self.model, self.parts, self.weights = model, list(model.modules()), _weights(model)
-        self.cache = PagedKVCache(c, n_pages, size, weight.dtype, weight.device)
+        self.cache = PagedKVCache(c, n_pages, size, model.dtype, device_of(model))
         self.scheduler = scheduler(self.cache, slots, budget, policy, c.block_size, history)
 
     jobs = property(lambda self: self.scheduler.jobs, doc='All jobs in order of arrival.')
@@ -373,7 +373,7 @@ def _weights(model):
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     mark = lambda w: (0 if w.is_inference() else w._version, w.data_ptr(), w.dtype)
     return [(id(w), *mark(w), w.detach().view(bits[w.element_size()]).sum().item())
-            for w in model.parameters()]
+            for w in [*model.parameters(), *model.buffers()]]
 
 def _check_weights(engine):
     if _weights(engine.model) != engine.weights:

@@ -25,7 +25,7 @@ from .core import check_count, check_number, check_one_of, check_writable, data_
 from .core import write_atomic
 from .data import CharTokenizer, check_tokenizer, get_batch, load_corpus, train_val_split
 from .model import FORMAT, LMConfig, LanguageModel
-from .model import check_format, check_ids, differences, read_safetensors
+from .model import check_format, check_ids, check_trainable, differences, read_safetensors
 
 # %% ../nbs/03_prefill.ipynb #0c030012
 def orthogonal(
@@ -277,6 +277,7 @@ def _check_plain(model):
         raise ValueError(f'model is {type(model).__name__}: expected a LanguageModel that is not compiled')
     if model._compiled_call_impl:
         raise ValueError('the model is compiled, and training would not use that: expected a plain one')
+    check_trainable(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError('all parameters of the model are frozen')
 
