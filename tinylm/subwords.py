@@ -540,8 +540,7 @@ def render(
     **variables, # more that the template asks for
 )->str:
     "The text of a conversation; a template that fails, or that does not end, is a `ValueError`."
-    if (template := getattr(tokenizer, 'chat_template', None)) is None:
-        raise ValueError('this tokenizer has no chat template: expected that of a model made for chats')
+    template = _template_of(tokenizer)
     if len(template) > _LARGEST:
         raise ValueError(f'the chat template has {len(template)} characters: expected at most {_LARGEST}')
     budget = _Budget(min(10**6 + 200*_size(_messages(messages), 10**6), 5*10**7))
@@ -555,6 +554,12 @@ def render(
     except Exception as e:
         why = ' '.join(str(e).split())[:300] or type(e).__name__
         raise ValueError(f'the chat template cannot be used: {why}') from None
+
+def _template_of(tokenizer):
+    if (template := getattr(tokenizer, 'chat_template', None)) is not None: return template
+    raise ValueError(f'the tokenizer {shown(tokenizer)} has no chat template: expected that of a model made '
+                     f'for '
+                     f'chats (decode and tinylm generate continue any text)')
 
 def _messages(messages):
     good = isinstance(messages, (list, tuple)) and all(
@@ -572,6 +577,7 @@ def chat_ids(
     **variables, # as for `render`
 )->list[int]: # token ids
     "A conversation as a model reads it: special tokens are tokens in the template, and text in the messages."
+    _template_of(tokenizer)
     typed = ''.join(m['content'] for m in _messages(messages))
     free = [c for c in map(chr, range(0xfdd0, 0xfdf0)) if c not in typed]
     if len(free) < 2:
