@@ -102,6 +102,15 @@ def test_dynamic_breaks_the_law_beyond_the_window_of_its_training_and_not_before
     assert not close(same.prefill(x)[0], longer, 1e-2)
     assert not close(model.prefill(x[:, :11])[0], longer[:, :11], 1e-3)   # the end moves what was before
 
+def test_with_dynamic_the_longest_text_of_a_batch_sets_the_speed_for_all():
+    shape = LLAMA | dict(head_dim=8, rope_theta=20., rope_scaling=SCALED['dynamic'])
+    model = small_model(block_size=12, **shape).eval()
+    def beside(n): # the next logits of a text of 3, beside one of n
+        cache = KVCache.of(model, 2)
+        for row, length in enumerate((3, n)): model.prefill(tokens(1, length, row), cache=cache.row(row))
+        return model.prefill(tokens(2, 1), cache=cache)[0][0]
+    assert close(beside(1), beside(3)) and not close(beside(3), beside(9), 1e-3)
+
 # --- norms, gates, heads
 
 @quick
