@@ -125,19 +125,6 @@ class QKNorm(nn.Module):
 
 MEET['qk_norm'] = QKNorm
 
-# %% ../nbs/11_modern.ipynb #11d00001
-# what `tinylm demo` trains; with the vocabulary of its text
-DEMO = LMConfig(block_size=128, n_kv_head=2, n_inner=256, norm='rms', mlp='swiglu', positions='rotary',
-                qk_norm=True, bias=False)
-DEMO_RECIPE = TrainConfig(batch_size=8)
-
-# what to begin with: a shape and a recipe
-PRESETS = {'course': (COURSE, TrainConfig()), 'demo': (DEMO, DEMO_RECIPE)}
-
-def demo_model()->LanguageModel: # in evaluation mode, with its tokenizer
-    "The model of the demo: from the cache folder, or trained now (about a minute)."
-    return trained('demo', DEMO, DEMO_RECIPE)
-
 # %% ../nbs/11_modern.ipynb #11000032
 def _check_scaling(c):
     "Refuse a way to stretch that nobody knows, and numbers that make no sense."
@@ -154,3 +141,16 @@ def _check_scaling(c):
         raise ValueError(f'rope_scaling is {shown(scaling)}: expected low_freq_factor below high_freq_factor')
     if kind in ('linear', 'dynamic', 'llama3') and scaling['factor'] < 1:
         raise ValueError(f'factor of rope_scaling is {scaling["factor"]}: expected a number of at least 1')
+
+# %% ../nbs/11_modern.ipynb #11d00001
+# what `tinylm demo` trains; with the vocabulary of its text
+DEMO = LMConfig(block_size=128, n_kv_head=2, n_inner=256, norm='rms', mlp='swiglu', positions='rotary',
+                qk_norm=True, bias=False)
+DEMO_RECIPE = TrainConfig(batch_size=8)
+
+# what to begin with: a shape and a recipe
+PRESETS = {'course': (COURSE, TrainConfig()), 'demo': (DEMO, DEMO_RECIPE)}
+
+def demo_model()->LanguageModel: # in evaluation mode, with its tokenizer
+    "The model of the demo: from the cache folder, or trained now (about a minute)."
+    return trained('demo', DEMO, DEMO_RECIPE)
