@@ -232,7 +232,7 @@ def _shards(folder):
     else:
         old = next((p.name for p in folder.glob('*.bin')), None)
         raise FileNotFoundError(f'{folder} holds no model.safetensors' +
-                                (f' ({old} is a pickle, which could run code: it is not read)' if old
+                                (f' ({old} could run code when it is opened: it is not read)' if old
                                  else ''))
     where = {}
     for file in files:
@@ -343,7 +343,7 @@ def _constants(c, family):
 def _gguf():
     try: return import_module('gguf')
     except ImportError:
-        raise ImportError("this needs the package gguf: pip install 'tinylm[weights]'") from None
+        raise ImportError("GGUF files need the package gguf (pip install gguf)") from None
 
 # bytes of a number, by GGUF's types
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
