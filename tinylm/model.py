@@ -223,9 +223,14 @@ class LanguageModel(nn.Module):
 def _kernel(c):
     "The kernel that a config names; where heads share keys, each query head gets its own copy."
     kernel, n = ATTENTION[c.attention], c.n_head//c.n_kv
-    if n == 1: return kernel
     each = lambda t: t.repeat_interleave(n, -3)
-    return lambda q, k, v, mask=None, dropout=0.: kernel(q, each(k), each(v), mask, dropout)
+    def grouped(q, k, v, mask=None, dropout=0.):
+        if q.shape[-2] > 1 or k.shape[-2] < n: return kernel(q, each(k), each(v), mask, dropout)
+        if mask is None: mask = torch.ones(1, k.shape[-2], dtype=torch.bool, device=q.device)
+        heard = kernel(q.unflatten(-3, (-1, n)).flatten(-3, -2), k, v, # a group is n rows, and nothing is copied
+                       mask.expand(*mask.shape[:-2], n, -1), dropout)
+        return heard.unflatten(-2, (n, 1)).flatten(-4, -3)
+    return kernel if n == 1 else grouped
 
 # %% ../nbs/02_model.ipynb #f5b546b6
 @patch
