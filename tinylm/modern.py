@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .core import check_number, check_one_of, shown
 from .model import MEET, MLPS, NORMS, POSITIONS, LanguageModel, LMConfig
-from .training import COURSE, TrainConfig, trained
+from .training import COURSE, TrainConfig, trained_model
 
 # %% ../nbs/11_modern.ipynb #11000010
 NORMS['rms'] = lambda c: nn.RMSNorm(c.n_embd, c.norm_eps)
@@ -156,4 +156,4 @@ PRESETS = {'course': (COURSE, TrainConfig()), 'demo': (DEMO, DEMO_RECIPE)}
 
 def demo_model()->LanguageModel: # in evaluation mode, with its tokenizer
     "The model of the demo: from the cache folder, or trained now (about a minute)."
-    return trained('demo', DEMO, DEMO_RECIPE)
+    return trained_model('demo', DEMO, DEMO_RECIPE)

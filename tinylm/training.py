@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COURSE', 'OPTIMIZERS', 'PACES', 'orthogonal', 'Muon', 'TrainConfig', 'learning_rate', 'evaluating', 'device_of',
            'evaluate', 'Trainer', 'train', 'check_device', 'SavedRun', 'read_run', 'checkpoint_path', 'model_path',
-           'course_path', 'trained', 'course_model']
+           'course_path', 'trained_model', 'course_model']
 
 # %% ../nbs/03_prefill.ipynb #ebbac5a6
 import hashlib, json
@@ -485,7 +485,7 @@ def course_path()->Path: # the file in `data_dir()`
     return model_path('course', COURSE, TrainConfig())
 
 # %% ../nbs/03_prefill.ipynb #926969c0
-def trained(
+def trained_model(
     name:str, # as for `model_path`
     shape:LMConfig, # as for `model_path`
     recipe:TrainConfig, # as for `model_path`
@@ -507,4 +507,4 @@ def trained(
 
 def course_model()->LanguageModel: # in evaluation mode, with its tokenizer
     "The model of lesson 03: from the cache folder, or trained now (about a minute)."
-    return trained('course', COURSE, TrainConfig())
+    return trained_model('course', COURSE, TrainConfig())
