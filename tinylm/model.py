@@ -227,8 +227,8 @@ def _kernel(c):
     def grouped(q, k, v, mask=None, dropout=0.):
         if q.shape[-2] > 1 or k.shape[-2] < n: return kernel(q, each(k), each(v), mask, dropout)
         if mask is None: mask = torch.ones(1, k.shape[-2], dtype=torch.bool, device=q.device)
-        heard = kernel(q.unflatten(-3, (-1, n)).flatten(-3, -2), k, v, # a group is n rows, and nothing is copied
-                       mask.expand(*mask.shape[:-2], n, -1), dropout)
+        rows = q.unflatten(-3, (-1, n)).flatten(-3, -2)    # a group is n rows, and nothing is copied
+        heard = kernel(rows, k, v, mask.expand(*mask.shape[:-2], n, -1), dropout)
         return heard.unflatten(-2, (n, 1)).flatten(-4, -3)
     return kernel if n == 1 else grouped
 
