@@ -130,7 +130,7 @@ MEET['qk_norm'] = QKNorm
 def check_scaling(
     config:LMConfig, # with rotary positions
 ):
-    "Refuse a way to stretch that nobody knows, and numbers that make no sense."
+    "Refuse a way to stretch that nobody knows, and numbers that make no sense: a `ValueError`."
     scaling = {'rope_type': 'default'} if config.rope_scaling is None else config.rope_scaling
     if not isinstance(scaling, dict):
         raise ValueError(f'rope_scaling is {shown(scaling)}: expected a dict or None')
