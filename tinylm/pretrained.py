@@ -6,19 +6,20 @@
 __all__ = ['LLAMA_NAMES', 'GPT2_NAMES', 'FAMILIES', 'from_gguf', 'from_hf', 'family_of', 'to_hf', 'to_gguf', 'load_model']
 
 # %% ../nbs/12_pretrained.ipynb #12000004
-import json, struct, tempfile
-from dataclasses import replace
+import json, tempfile
+from dataclasses import dataclass, replace
 from importlib import import_module
 from inspect import signature
-from math import prod
+from math import isclose, pi, prod
 from pathlib import Path
 
 # %% ../nbs/12_pretrained.ipynb #12000005
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from .core import check_number, shown, write_atomic
+from .core import check_number, naming, shown, write_atomic
 from .decoding import ADAPTERS
 from .model import LanguageModel, LMConfig
 from .modern import rope_speeds
@@ -76,27 +77,35 @@ def _widths(c, name):
 def _gguf_config(f, tensors):
     arch = f['general.architecture']
     get = lambda name, *default: f.get(f'{arch}.{name}', *default) if default else f[f'{arch}.{name}']
-    for name in ('attention.sliding_window', 'expert_count'): f.only(f'{arch}.{name}', 0)
     has = lambda name: f'blk.0.{name}' in tensors
-    table = tensors['token_embd.weight'] if 'token_embd.weight' in tensors else f['token_embd.weight']
-    shape = dict(vocab_size=int(table.shape[1]), block_size=get('context_length'), n_layer=get('block_count'),
-                 n_head=get('attention.head_count'), n_embd=get('embedding_length'),
-                 n_inner=get('feed_forward_length'),
+    shape = dict(vocab_size=tensors['token_embd.weight'].shape[0], block_size=get('context_length'),
+                 n_layer=get('block_count'), n_head=get('attention.head_count'),
+                 n_embd=get('embedding_length'), n_inner=get('feed_forward_length'),
                  tie_embeddings='output.weight' not in tensors)
     if arch == 'gpt2': return LMConfig(**shape, norm_eps=get('attention.layer_norm_epsilon', 1e-5))
-    return LMConfig(
+    config = LMConfig(
         **shape, n_kv_head=get('attention.head_count_kv', None), head_dim=get('attention.key_length', None),
-        norm='rms',
-        mlp='swiglu', positions='rotary', qk_norm=has('attn_q_norm.weight'), bias=has('attn_output.bias')
-        or has('ffn_down.bias'),
-        qkv_bias=True if has('attn_q.bias') else None, norm_eps=get('attention.layer_norm_rms_epsilon'),
-        rope_theta=get('rope.freq_base', 10000.), rope_scaling=_gguf_scaling(get))
+        norm='rms', mlp='swiglu', positions='rotary', qk_norm=has('attn_q_norm.weight'),
+        bias=has('attn_output.bias') or has('ffn_down.bias'), qkv_bias=True if has('attn_q.bias') else None,
+        norm_eps=get('attention.layer_norm_rms_epsilon'), rope_theta=get('rope.freq_base', 10000.),
+        rope_scaling=_gguf_scaling(get))
+    for name in ('attention.value_length', 'rope.dimension_count'): f.only(f'{arch}.{name}', config.head_size)
+    return config
 
+# %% ../nbs/12_pretrained.ipynb #12000054
+def _check_gguf(f, tensors):
+    "Refuse what we do not honour."
+    f.only('split.count', 0, 1)
+    arch = f.get('general.architecture')
+    for name in ('attention.sliding_window', 'expert_count', 'attention.scale', 'logit_scale'):
+        f.only(f'{arch}.{name}', 0, 0.)
+    if 'token_embd.weight' not in tensors: raise ValueError('it holds no tensor token_embd.weight')
+
+# %% ../nbs/12_pretrained.ipynb #1200005a
 def _gguf_scaling(get):
-    kind = get('rope.scaling.type', 'none')
-    if kind == 'none': return None
+    if (kind := get('rope.scaling.type', 'none')) == 'none': return None
     if kind != 'linear': raise ValueError(f'rope.scaling.type is {shown(kind)}: expected none or linear')
-    return {'rope_type': 'linear', 'factor': float(get('rope.scaling.factor'))}
+    return {'rope_type': 'linear', 'factor': get('rope.scaling.factor')}
 
 # %% ../nbs/12_pretrained.ipynb #12000022
 class _Fields(dict):
@@ -105,43 +114,68 @@ class _Fields(dict):
 
     def only(self, name, *harmless):
         "Refuse a field that we do not honour, unless it changes nothing."
-        if (value := self.get(name)) not in (None, *harmless):
+        value = self.get(name)
+        if value is not None and not any(type(value) is type(h) and value == h for h in harmless):
             raise ValueError(f'{name} is {shown(value)}: this library knows {shown(harmless[0])} only')
 
+    def flag(self, name, default=False):
+        "True or False."
+        if not isinstance(value := self.get(name, default), bool):
+            raise ValueError(f'{name} is {shown(value)}: expected true or false')
+        return value
+
+# %% ../nbs/12_pretrained.ipynb #12000029
+def _rules(f):
+    "What a config says of rotary positions; transformers 4 writes it at two places, transformers 5 at one."
+    for name in ('rope_scaling', 'rope_parameters'):
+        if not isinstance(about := f.get(name) or {}, dict):
+            raise ValueError(f'{name} is {shown(about)}: expected an object')
+        if about: return dict(about)
+    return {}
+
+# %% ../nbs/12_pretrained.ipynb #1200002c
 def _scaling(f):
-    "Rotary positions, as transformers 4 and 5 write them."
-    about = dict(f.get('rope_parameters') or f.get('rope_scaling') or {})
-    theta = about.pop('rope_theta', None) or f.get('rope_theta') or 10000.
-    kind = about.pop('rope_type', None) or about.pop('type', 'default')
-    about.pop('type', None)
-    length = f['max_position_embeddings']
+    "Rotary positions, as fields of ours."
+    about, length = _rules(f), f['max_position_embeddings']
+    inner = about.pop('rope_theta', None)
+    theta = next((x for x in (inner, f.get('rope_theta')) if x is not None), 10000.)
+    kind, share = about.pop('type', 'default'), about.pop('partial_rotary_factor', None)
+    kind = about.pop('rope_type', kind)
+    _Fields(partial_rotary_factor=share).only('partial_rotary_factor', 1, 1.)
     if kind == 'dynamic':
-        about = {'factor': about.get('factor'), 'original_max_position_embeddings': length}
+        about = {'factor': f['factor'] if 'factor' not in about else about['factor']}
+        about['original_max_position_embeddings'] = length
         length = int(length*check_number('factor', about['factor'], 1))
     if kind == 'linear': about.pop('original_max_position_embeddings', None)
-    if about.pop('partial_rotary_factor', 1) != 1:
-        raise ValueError('partial_rotary_factor: this library turns all channels')
-    return dict(block_size=length, rope_theta=theta,
-                rope_scaling=None if kind == 'default' else {'rope_type': kind} | about)
+    scaling = None if kind == 'default' else {'rope_type': kind} | about
+    return dict(block_size=length, rope_theta=theta, rope_scaling=scaling)
 
 # %% ../nbs/12_pretrained.ipynb #12000023
 def _llama_config(f):
     kind = f['model_type']
-    f.only('hidden_act', 'silu')
-    for name in ('use_sliding_window', 'attention_multiplier', 'logit_scale'): f.only(name, False, 1, 1.)
-    if kind == 'llama': f.only('sliding_window', False)
-    if any(t != 'full_attention' for t in f.get('layer_types') or []):
-        raise ValueError('layer_types holds more than full_attention: sliding windows are not known here')
-    bias = bool(f.get('attention_bias') or f.get('mlp_bias'))
+    _check_plain(f)
     return LMConfig(
         vocab_size=f['vocab_size'], n_layer=f['num_hidden_layers'], n_head=f['num_attention_heads'],
         n_embd=f['hidden_size'], n_inner=f['intermediate_size'], n_kv_head=f.get('num_key_value_heads'),
-        head_dim=f.get('head_dim') or (128 if kind == 'qwen3' else None), norm='rms', mlp='swiglu',
-        positions='rotary',
-        qk_norm=kind == 'qwen3', bias=bias, qkv_bias=True if kind == 'qwen2' else None,
-        norm_eps=f.get('rms_norm_eps', 1e-6),
-        tie_embeddings=bool(f.get('tie_word_embeddings', False)), **_scaling(f))
+        head_dim=f.get('head_dim') or (128 if kind == 'qwen3' else None),
+        norm='rms', mlp='swiglu', positions='rotary', qk_norm=kind == 'qwen3',
+        bias=kind != 'qwen2' and (f.flag('attention_bias') or f.flag('mlp_bias')),
+        qkv_bias=True if kind == 'qwen2' else None, norm_eps=f.get('rms_norm_eps', 1e-6),
+        tie_embeddings=f.flag('tie_word_embeddings'), **_scaling(f))
 
+# %% ../nbs/12_pretrained.ipynb #1200002a
+def _check_plain(f):
+    "Refuse what some relatives of the Llamas have, and ours have not."
+    f.only('hidden_act', 'silu')
+    f.only('use_sliding_window', False)
+    f.only('partial_rotary_factor', 1, 1.)
+    if f['model_type'] == 'llama': f.only('sliding_window', False)
+    if f['model_type'] == 'qwen3' and f.flag('mlp_bias'): f.only('mlp_bias', False)
+    kinds = f.get('layer_types') or []
+    if not isinstance(kinds, list) or any(t != 'full_attention' for t in kinds):
+        raise ValueError(f'layer_types is {shown(kinds)}: this library knows full_attention only')
+
+# %% ../nbs/12_pretrained.ipynb #1200002d
 def _gpt2_config(f):
     f.only('activation_function', 'gelu_new', 'gelu_pytorch_tanh')
     f.only('scale_attn_weights', True)
@@ -149,7 +183,7 @@ def _gpt2_config(f):
     return LMConfig(
         vocab_size=f['vocab_size'], block_size=f['n_positions'], n_layer=f['n_layer'], n_head=f['n_head'],
         n_embd=f['n_embd'], n_inner=f.get('n_inner'), norm_eps=f.get('layer_norm_epsilon', 1e-5),
-        tie_embeddings=bool(f.get('tie_word_embeddings', True)))
+        tie_embeddings=f.flag('tie_word_embeddings', True))
 
 # a family: its config -> ours
 FAMILIES = {'gpt2': _gpt2_config, 'llama': _llama_config, 'qwen2': _llama_config, 'qwen3': _llama_config}
@@ -165,7 +199,7 @@ class _Source:
             if self.zero(name): return torch.zeros(shape)
             raise ValueError(f'{self.path} holds no tensor {name}')
         self.left.remove(name)
-        t = self.get(name, shape)
+        t = self.get(name)
         if t.shape != shape:
             raise ValueError(f'{self.path} holds {name} with shape {tuple(t.shape)}: expected {tuple(shape)}')
         return t
@@ -177,11 +211,7 @@ class _Source:
 # %% ../nbs/12_pretrained.ipynb #12000014
 def _assemble(config, tokenizer, family, form, source):
     "A model whose parameters are read one after another, so that no second copy of it is ever in memory."
-    # a header can ask for more than a file can hold
-    if config.n_layer > len(source.left):
-        raise ValueError(f'{source.path} says {config.n_layer} blocks and holds {len(source.left)} tensors')
-    with torch.device('meta'): model = LanguageModel(config, tokenizer)
-    tensors = {}
+    model, tensors = _hollow(config, tokenizer, source), {}
     for name, p in model.state_dict().items():
         names = _theirs(family, name, form)
         rows = _widths(config, name) if len(names) > 1 else [p.shape[0]]
@@ -192,14 +222,46 @@ def _assemble(config, tokenizer, family, form, source):
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 
+# %% ../nbs/12_pretrained.ipynb #12000015
+def _hollow(config, tokenizer, source):
+    "The model without numbers; no larger than what the file can hold."
+    if config.n_layer > len(source.left):
+        raise ValueError(f'{source.path} says {config.n_layer} blocks and holds {len(source.left)} tensors')
+    try:
+        with torch.device('meta'): return LanguageModel(config, tokenizer)
+    except ValueError as e: raise ValueError(f'{source.path}: {e}') from None
+
+# %% ../nbs/12_pretrained.ipynb #12000016
+def _has_no(family, form, name):
+    "Whether a kind knows no constants at a place where ours may have some."
+    parts = ('.mlp.', '.proj.') if form == 1 else ('.mlp.',)
+    return family == 'qwen3' and name.endswith('.bias') and any(part in name for part in parts)
+
+def _constants(c, family, form):
+    "The constants that a kind always has and ours may be without: names, and how many numbers."
+    wanted, qkv, C = {}, _qkv_rows(c), c.n_embd
+    if family == 'gpt2':
+        wanted = {'attention.qkv': [sum(qkv)], 'mlp.up': [c.n_wide]}
+        wanted |= {part: [C] for part in ('attention.proj', 'mlp.down', 'norm1', 'norm2')}
+        yield _theirs(family, 'norm.bias', form)[0], C
+    elif form == 0 and family != 'qwen2' and c.bias != _has_qkv_bias(c):
+        wanted = {'attention.qkv': qkv} if c.bias else {'attention.proj': [C]}
+    for i in range(c.n_layer):
+        for part, rows in wanted.items():
+            yield from zip(_theirs(family, f'blocks.{i}.{part}.bias', form), rows)
+
+# %% ../nbs/12_pretrained.ipynb #12000017
 def _taken_apart(model, family, form):
-    "Their tensors by name, one after another."
+    "Their tensors by name, one after another; then constants that their kind always has."
+    c, seen = model.config, set()
     for name, p in model.state_dict().items():
         names, t = _theirs(family, name, form), p.detach().cpu().float()
-        if family == 'qwen3' and '.mlp.' in name and name.endswith('.bias'):
-            if t.any(): raise ValueError(f'{name} is not zero: a Qwen3 has no constants in its MLP')
-            continue
-        yield from zip(names, t.split(_widths(model.config, name)) if len(names) > 1 else [t])
+        seen |= {*names}
+        if _has_no(family, form, name):
+            if t.any(): raise ValueError(f'{name} is not zero: a Qwen3 has no such constants')
+        else: yield from zip(names, t.split(_widths(c, name)) if len(names) > 1 else [t])
+    for name, n in _constants(c, family, form):
+        if name not in seen: yield name, torch.zeros(n)
 
 # %% ../nbs/12_pretrained.ipynb #12000044
 def _interleaved(t, heads, back=False):
@@ -221,39 +283,29 @@ def from_gguf(
     if not path.exists(): raise FileNotFoundError(f'there is no file {path}')
     fields, tensors = _open_gguf(path)
     family = _known(path, fields.get('general.architecture'), FAMILIES)
-    config = _config_of(path, fields, lambda f: _gguf_config(f, tensors))
+    config = _config_of(path, fields, lambda f: _check_gguf(f, tensors) or _gguf_config(f, tensors))
     if 'rope_freqs.weight' in tensors:
-        config = _with_factors(path, config, _unpacked(path, tensors.pop('rope_freqs.weight')))
-    def get(name, shape):
-        t = _unpacked(path, tensors[name])
-        heads = _heads(config, family, name)
-        return _interleaved(t, heads, back=True) if heads and t.shape == shape else t
-    source = _Source(path, tensors, get, lambda n: n.endswith('.bias')
-                     and f'blk.0.{n.split(".", 2)[2]}' not in tensors)
-    tokenizer = tokenizer_from_gguf(fields) if 'tokenizer.ggml.tokens' in fields else None
-    model = _assemble(config, tokenizer, family, 1, source)
+        factors = _unpacked(path, tensors.pop('rope_freqs.weight'))
+        config = _config_of(path, fields, lambda f: _with_factors(f, config, factors))
+    tokenizer = _gguf_tokenizer(path, fields)
+    model = _assemble(config, tokenizer, family, 1, _gguf_source(path, config, family, tensors))
     return model, model.tokenizer
 
-# %% ../nbs/12_pretrained.ipynb #12000027
-def _hf_source(folder, family, about, tied):
-    "The tensors of a folder by their full names."
-    where, full = {}, (lambda n: n if family != 'gpt2' or n.startswith(('transformer.', 'lm_head.'))
-                       else f'transformer.{n}')
-    for name, file in _shards(folder).items():
-        if not name.endswith(_BUFFERS): where[full(name)] = (file, name)
-    if tied: where.pop('lm_head.weight', None)
-    opened = {file: _opened(file) for file, _ in where.values()}
-    def get(name, shape):
-        file, own = where[name]
-        t = opened[file].get_tensor(own)
-        if not t.is_floating_point():
-            raise ValueError(f'{file} holds {own} as {t.dtype}: expected floating-point numbers')
-        return _turned(family, name, t.to(torch.float32, copy=True))
-    def zero(name):
-        part = 'mlp_bias' if '.mlp.' in name else 'attention_bias'
-        return family != 'gpt2' and name.endswith('.bias') and not about.get(part, False)
-    return _Source(folder, where, get, zero)
+# %% ../nbs/12_pretrained.ipynb #12000055
+def _gguf_source(path, config, family, tensors):
+    def get(name):
+        t, heads = _unpacked(path, tensors[name]), _heads(config, family, name)
+        return _interleaved(t, heads, back=True) if heads and t.shape[0] == heads*config.head_size else t
+    def zero(name):                                    # what no block has
+        return family != 'gpt2' and name.endswith('.bias') and f'blk.0.{name.split(".", 2)[2]}' not in tensors
+    return _Source(path, tensors, get, zero)
 
+def _gguf_tokenizer(path, fields):
+    if 'tokenizer.ggml.tokens' not in fields: return None
+    try: return tokenizer_from_gguf(fields)
+    except ValueError as e: raise ValueError(f'{path}: {e}') from None
+
+# %% ../nbs/12_pretrained.ipynb #12000027
 def from_hf(
     folder, # with config.json, model.safetensors or its shards, and the files of a tokenizer
 )->tuple: # the `LanguageModel`, float32 and in evaluation mode; its tokenizer or None
@@ -272,13 +324,16 @@ class _Foreign:
     def __init__(self, model):
         self.model, self.config, self.modules = model, model.config, model.modules
         names = signature(type(model).forward).parameters      # older versions and newer ones
-        self.keyword = 'cache' if 'cache' in names else 'past_key_values'
+        self.keyword = next((n for n in ('cache', 'past_key_values') if n in names), None)
+        if self.keyword is None or model.get_output_embeddings() is None:
+            raise ValueError(f'{type(model).__name__} has no logits or no cache: the law needs both')
 
     def prefill(self, idx, cache=None):
         return self.model(idx, use_cache=cache is not None, **{self.keyword: cache}).logits, None
 
 def _adapt(model, cache):
-    return _Foreign(model), cache or import_module('transformers').DynamicCache(config=model.config)
+    new = import_module('transformers').DynamicCache
+    return _Foreign(model), new(config=model.config) if cache is None else cache
 
 ADAPTERS['transformers'] = _adapt
 
@@ -287,18 +342,16 @@ def family_of(
     config:LMConfig, # the shape of one of our models
 )->str: # 'gpt2', 'llama', 'qwen2' or 'qwen3'
     "Which of the families that other programs know has these blocks; a `ValueError` names what none has."
-    c, qkv = config, _has_qkv_bias(config)
+    c, unknown = config, 'no other program knows this model'
+    if c.weights != 'float': raise ValueError(f'the weights are {c.weights}: export the float model')
     if (c.norm, c.mlp, c.positions) == ('layer', 'gelu', 'learned'):
         if c.qk_norm or c.n_kv != c.n_head or c.head_size*c.n_head != c.n_embd:
-            raise ValueError('a GPT-2 has neither qk_norm nor grouped heads, and its heads share n_embd '
-                             'channels: no '
-                             'program knows this model')
+            raise ValueError(f'a GPT-2 has no qk_norm, and all its heads share n_embd channels: {unknown}')
         return 'gpt2'
     for name, want in (('norm', 'rms'), ('mlp', 'swiglu'), ('positions', 'rotary')):
         if (kind := getattr(c, name)) != want:
-            raise ValueError(f'{name} is {kind!r} beside {c.norm}, {c.mlp}, {c.positions}: no program knows '
-                             f'this model')
-    return 'qwen3' if c.qk_norm else 'qwen2' if qkv and not c.bias else 'llama'
+            raise ValueError(f'{name} is {kind!r} beside {c.norm}, {c.mlp}, {c.positions}: {unknown}')
+    return 'qwen3' if c.qk_norm else 'qwen2' if _has_qkv_bias(c) and not c.bias else 'llama'
 
 # %% ../nbs/12_pretrained.ipynb #12000028
 def to_hf(
@@ -310,28 +363,13 @@ def to_hf(
     about = {'model_type': family, 'architectures': [_CLASSES[family]], 'torch_dtype': 'float32'}
     about |= _their_config(model.config, family)
     tensors = {name: _turned(family, name, t).contiguous() for name, t in _taken_apart(model, family, 0)}
-    tensors |= {name: torch.zeros(shape) for name, shape in _constants(model.config, family)
-                if name not in tensors}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder/'model.safetensors', [to_bytes(tensors, {'format': 'pt'})])
-    write_atomic(folder/'config.json', [json.dumps(about, indent=2).encode()])
-    if model.tokenizer is not None: tokenizer_to_hf(model.tokenizer, folder)
-
-def _constants(c, family):
-    "The constants that their kind always has, with their shapes, and ours may be without."
-    part = {'attention.qkv': sum(_qkv_rows(c)), 'attention.proj': c.n_embd, 'mlp.up': c.n_wide,
-            'mlp.down': c.n_embd,
-            'norm1': c.n_embd, 'norm2': c.n_embd}
-    if family == 'gpt2':
-        for i in range(c.n_layer):
-            for stem, n in part.items(): yield _theirs(family, f'blocks.{i}.{stem}.bias', 0)[0], (n,)
-        yield 'transformer.ln_f.bias', (c.n_embd,)
-    elif _has_qkv_bias(c) != c.bias and family in ('llama', 'qwen3'):
-        for i in range(c.n_layer):
-            if c.bias:
-                for name, n in zip(_theirs(family, f'blocks.{i}.attention.qkv.bias', 0), _qkv_rows(c)):
-                    yield name, (n,)
-            else: yield _theirs(family, f'blocks.{i}.attention.proj.bias', 0)[0], (c.n_embd,)
+    # what cannot be written says so before the folder changes
+    with tempfile.TemporaryDirectory() as aside:
+        if model.tokenizer is not None: tokenizer_to_hf(model.tokenizer, aside)
+        with naming(folder): folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder/'model.safetensors', [to_bytes(tensors, {'format': 'pt'})])
+        write_atomic(folder/'config.json', [json.dumps(about, indent=2).encode()])
+        for file in Path(aside).iterdir(): write_atomic(folder/file.name, [file.read_bytes()])
 
 # %% ../nbs/12_pretrained.ipynb #12000049
 def to_gguf(
@@ -339,10 +377,10 @@ def to_gguf(
     path, # the file to write
 ):
     "Write one file that llama.cpp reads: float32 weights, config, tokenizer; entirely or not at all."
-    family = family_of(model.config)
+    family = _gguf_family(model.config)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder)/'model.gguf'
-        _write_gguf(model, family, whole)
+        with naming(path): _write_gguf(model, family, whole)
         with open(whole, 'rb') as f: write_atomic(path, iter(lambda: f.read(1 << 20), b''))
 
 # %% ../nbs/12_pretrained.ipynb #12000051
@@ -361,20 +399,23 @@ def _their_config(c, family):
     "What config.json has to say of one of our models."
     if family == 'gpt2':
         return dict(vocab_size=c.vocab_size, n_positions=c.block_size, n_layer=c.n_layer, n_head=c.n_head,
-                    n_embd=c.n_embd,
-                    n_inner=c.n_inner, layer_norm_epsilon=c.norm_eps, activation_function='gelu_new',
-                    tie_word_embeddings=c.tie_embeddings, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
+                    n_embd=c.n_embd, n_inner=c.n_inner, layer_norm_epsilon=c.norm_eps,
+                    activation_function='gelu_new', tie_word_embeddings=c.tie_embeddings,
+                    resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
     scaling, length = dict(c.rope_scaling or {'rope_type': 'default'}), c.block_size
     if scaling['rope_type'] == 'dynamic': length = scaling.pop('original_max_position_embeddings')
-    about = dict(vocab_size=c.vocab_size, max_position_embeddings=length, num_hidden_layers=c.n_layer,
-                 num_attention_heads=c.n_head, num_key_value_heads=c.n_kv, head_dim=c.head_size,
-                 hidden_size=c.n_embd,
-                 intermediate_size=c.n_wide, hidden_act='silu', rms_norm_eps=c.norm_eps,
-                 rope_theta=c.rope_theta,
-                 rope_parameters=scaling | {'rope_theta': c.rope_theta}, tie_word_embeddings=c.tie_embeddings,
-                 attention_bias=c.bias or family == 'qwen3' and bool(c.qkv_bias), mlp_bias=c.bias)
+    about = dict(max_position_embeddings=length, rope_theta=c.rope_theta,
+                 rope_parameters=scaling | {'rope_theta': c.rope_theta})
     if c.rope_scaling: about['rope_scaling'] = scaling
-    return about
+    return about | _their_sizes(c, family)
+
+# %% ../nbs/12_pretrained.ipynb #1200002e
+def _their_sizes(c, family):
+    return dict(vocab_size=c.vocab_size, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
+                num_key_value_heads=c.n_kv, head_dim=c.head_size, hidden_size=c.n_embd,
+                intermediate_size=c.n_wide, hidden_act='silu', rms_norm_eps=c.norm_eps,
+                tie_word_embeddings=c.tie_embeddings, mlp_bias=c.bias and family == 'llama',
+                attention_bias=c.bias or family == 'qwen3' and _has_qkv_bias(c))
 
 _CLASSES = {'gpt2': 'GPT2LMHeadModel', 'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM',
             'qwen3': 'Qwen3ForCausalLM'}
@@ -382,34 +423,32 @@ _CLASSES = {'gpt2': 'GPT2LMHeadModel', 'llama': 'LlamaForCausalLM', 'qwen2': 'Qw
 # %% ../nbs/12_pretrained.ipynb #12000025
 def _shards(folder):
     "Which file holds which tensor."
+    where, listed = {}, {}
     if (single := folder/'model.safetensors').exists(): files = [single]
-    elif (index := folder/'model.safetensors.index.json').exists():
-        listed = _json(index).get('weight_map')
-        if not isinstance(listed, dict) or not listed:
-            raise ValueError(f'{index} lists no tensors: expected a weight_map')
-        for name in set(map(str, listed.values())):
-            if name != Path(name).name or not name.endswith('.safetensors'):
-                raise ValueError(f'{index} names the file {shown(name)}: expected a safetensors file of this '
-                                 f'folder')
-        files = [folder/str(name) for name in sorted(set(listed.values()))]
-    else:
-        old = next((p.name for p in folder.glob('*.bin')), None)
-        raise FileNotFoundError(f'{folder} holds no model.safetensors' +
-                                (f' ({old} could run code when it is opened: it is not read)' if old
-                                 else ''))
-    where = {}
+    else: listed = _listed(folder); files = sorted(set(listed.values()))
     for file in files:
         for name in _opened(file).keys():
             if name in where: raise ValueError(f'{file} and {where[name]} both hold {shown(name)}')
             where[name] = file
+    for name, file in listed.items():
+        if where.get(name) != file: raise ValueError(f'{file} does not hold {shown(name)}, as the index says')
     return where
 
+# %% ../nbs/12_pretrained.ipynb #1200002b
+def _nothing(folder):
+    old = next((p.name for end in ('bin', 'pt', 'pth', 'pkl') for p in folder.glob(f'*.{end}')), None)
+    why = f' ({old} could run code when it is opened: it is not read)' if old else ''
+    raise FileNotFoundError(f'{folder} holds no model.safetensors' + why)
+
 def _opened(file):
-    try: return safe_open(file, 'pt')
+    try:
+        if file.exists() and not file.is_file(): raise OSError('not a regular file')
+        return safe_open(file, 'pt')
     except FileNotFoundError: raise FileNotFoundError(f'there is no file {file}') from None
     except (SafetensorError, OSError) as e:
         raise ValueError(f'{file} is not a whole safetensors file ({shown(str(e))})') from None
 
+# %% ../nbs/12_pretrained.ipynb #12000030
 def _json(path):
     try: about = json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise FileNotFoundError(f'there is no file {path}') from None
@@ -418,11 +457,24 @@ def _json(path):
     if not isinstance(about, dict): raise ValueError(f'{path} is {shown(about)}: expected an object')
     return about
 
+# %% ../nbs/12_pretrained.ipynb #1200002f
+def _listed(folder):
+    "The shards that an index names, by tensor."
+    if not (index := folder/'model.safetensors.index.json').exists(): _nothing(folder)
+    listed = _json(index).get('weight_map')
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(f'{index} lists no tensors: expected a weight_map')
+    for name in listed.values():
+        if not isinstance(name, str) or not name.endswith('.safetensors') or {*name} & {*'/\\:\0'}:
+            raise ValueError(f'{index} names the file {shown(name)}: expected a safetensors file '
+                             f'of its folder')
+    return {tensor: folder/name for tensor, name in listed.items()}
+
 # %% ../nbs/12_pretrained.ipynb #12000026
 def _config_of(path, about, make):
     "Our config for theirs; whatever is wrong is said in one line that names the file."
     try: return make(_Fields(about))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as e:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as e:
         raise ValueError(f'{path}: {shown(str(e), 200).strip(chr(34) + chr(39))}') from None
 
 def _known(path, kind, kinds):
@@ -430,12 +482,39 @@ def _known(path, kind, kinds):
         raise ValueError(f'{path} is a model of the kind {shown(kind)}: expected one of {", ".join(kinds)}')
     return kind
 
+# %% ../nbs/12_pretrained.ipynb #12000031
 # tables that some versions kept with the weights
 _BUFFERS = '.rotary_emb.inv_freq', '.attn.bias', '.attn.masked_bias'
+
+def _full(family, name):
+    "Some files leave out what all names begin with."
+    begin = 'transformer.' if family == 'gpt2' else 'model.'
+    return name if name.startswith((begin, 'lm_head.')) else begin + name
 
 def _turned(family, name, t):
     "GPT-2 keeps its matrices the other way round."
     return t.mT.contiguous() if family == 'gpt2' and '.c_' in name and t.ndim > 1 else t
+
+# %% ../nbs/12_pretrained.ipynb #12000033
+def _hf_source(folder, family, about, tied):
+    "The tensors of a folder by their full names."
+    files = _shards(folder)
+    names = {_full(family, n): n for n in files if not n.endswith(_BUFFERS)}
+    if tied: names.pop('lm_head.weight', None)
+    opened = {file: _opened(file) for file in {*files.values()}}
+    def get(name):
+        own = names[name]
+        return _turned(family, name, _floats(files[own], own, opened[files[own]].get_tensor(own)))
+    def zero(name):
+        part = 'mlp_bias' if '.mlp.' in name else 'attention_bias'
+        return family in ('llama', 'qwen3') and name.endswith('.bias') and not about.get(part, False)
+    return _Source(folder, names, get, zero)
+
+def _floats(file, name, t):
+    if t.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f'{file} holds {name} as {t.dtype}: expected floating-point numbers of 16 to '
+                         f'64 bits')
+    return t.to(torch.float32, copy=True)
 
 # %% ../nbs/12_pretrained.ipynb #12000041
 def _gguf():
@@ -443,119 +522,185 @@ def _gguf():
     except ImportError:
         raise ImportError("GGUF files need the package gguf (pip install gguf)") from None
 
-# bytes of a number, by GGUF's types
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+# numbers, by GGUF's types; 8 is a text, 9 a list
+_NUMBERS = {0: 'u1', 1: 'i1', 2: 'u2', 3: 'i2', 4: 'u4', 5: 'i4', 6: 'f4', 7: '?',
+            10: 'u8', 11: 'i8', 12: 'f8'}
 
+# %% ../nbs/12_pretrained.ipynb #12000057
 class _Header:
-    "Walks through the header of a GGUF file, and stops where it asks for more than the file holds."
-    def __init__(self, f, size): self.f, self.size = f, size
+    "Reads the header of a GGUF file, and stops where it asks for more than the file holds."
+    def __init__(self, f, size): self.f, self.left = f, size
 
-    def skip(self, n):
-        if n > self.size - self.f.tell(): raise ValueError('it is cut short, or asks for more than it holds')
-        self.f.seek(n, 1)
+    def take(self, n):
+        self.left -= n
+        if self.left < 0: raise ValueError('it is cut short, or asks for more than it holds')
+        return self.f.read(n)
 
-    def number(self, kind):
-        n = struct.calcsize('<' + kind)
-        if n > self.size - self.f.tell(): raise ValueError('it is cut short')
-        return struct.unpack('<' + kind, self.f.read(n))[0]
+    def whole(self, n): return int.from_bytes(self.take(n), 'little')
+    def text(self): return self.take(self.whole(8)).decode()
 
-    def value(self, kind, deep=0):
-        if kind == 8: return self.skip(self.number('Q'))
-        if kind != 9: return self.skip(_SIZES[kind]) if kind in _SIZES else self._unknown(kind)
-        kind, n = self.number('I'), self.number('Q')
-        if kind in _SIZES: return self.skip(_SIZES[kind]*n)
-        if kind != 8 or deep: self._unknown(kind)
-        if 8*n > self.size: raise ValueError('it is cut short, or asks for more than it holds')
-        for _ in range(n): self.value(8)
-
-    def _unknown(self, kind): raise ValueError(f'it holds a field of type {kind}, which nobody knows')
+    def numbers(self, kind, n=1):
+        if kind not in _NUMBERS: raise ValueError(f'it holds a field of type {kind}, which nobody knows')
+        dtype = np.dtype('<' + _NUMBERS[kind])
+        return np.frombuffer(self.take(n*dtype.itemsize), dtype)
 
 # %% ../nbs/12_pretrained.ipynb #12000042
-def _check_gguf(path):
-    "Read a header before anybody trusts it; a `ValueError` says what is wrong."
-    size = path.stat().st_size
-    with open(path, 'rb') as f:
-        h = _Header(f, size)
-        if f.read(4) != b'GGUF': raise ValueError('it does not begin with GGUF')
-        if (version := h.number('I')) not in (2, 3):
-            raise ValueError(f'it is of version {version}: expected 2 or 3')
-        tensors, fields = h.number('Q'), h.number('Q')
-        if max(tensors, fields) > size//8: raise ValueError(f'it says {tensors} tensors and {fields} fields')
-        for _ in range(fields): h.value(8); h.value(h.number('I'))
-        for _ in range(tensors):
-            h.value(8)
-            if (dims := h.number('I')) > 4: raise ValueError(f'it holds a tensor of {dims} dimensions')
-            n = prod(h.number('Q') for _ in range(dims))
-            h.number('I'), h.number('Q')
-            if n > 16*size: raise ValueError(f'it holds a tensor of {n} numbers: more than fit')
+def _value(h, kind):
+    "A field: a number, a text, or a list of one of them."
+    if kind == 8: return h.text()
+    if kind == 6: return float(str(h.numbers(6)[0]))   # 1e-05, which 32 bits hold as 9.99999975e-06
+    if kind != 9: return h.numbers(kind)[0].item()
+    kind, n = h.whole(4), h.whole(8)
+    return [h.text() for _ in range(n)] if kind == 8 else h.numbers(kind, n).tolist()
+
+# %% ../nbs/12_pretrained.ipynb #12000058
+def _fields(h):
+    "All fields by name, and how many tensors follow."
+    if h.take(4) != b'GGUF': raise ValueError('it does not begin with GGUF')
+    if (version := h.whole(4)) not in (2, 3):
+        more = ' (big-endian)' if version % 2**16 == 0 else ''
+        raise ValueError(f'it is of version {version}{more}: expected 2 or 3')
+    tensors, n, fields = h.whole(8), h.whole(8), {}
+    for _ in range(n):
+        name, value = h.text(), _value(h, h.whole(4))
+        if name in fields: raise ValueError(f'it holds {shown(name)} twice')
+        fields[name] = value
+    return fields, tensors
 
 # %% ../nbs/12_pretrained.ipynb #12000043
 _TYPES = 'F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', 'Q4_K', 'Q6_K'
 
+@dataclass
+class _Packed:
+    "A tensor of a GGUF file, still there."
+    name:str
+    shape:tuple # as PyTorch has it: the file says it the other way round
+    kind:int # how its numbers are packed
+    start:int # bytes from the beginning of the file
+
+    def size(self):
+        "Bytes, and how many numbers and bytes a block of them has."
+        kinds = _gguf().GGMLQuantizationType
+        kind = kinds(self.kind) if self.kind in list(kinds) else None
+        if kind is None or kind.name not in _TYPES:
+            raise ValueError(f'it holds {shown(self.name)} as {kind.name if kind else f"type {self.kind}"}: '
+                             f'expected one of {", ".join(_TYPES)}')
+        numbers, packed = _gguf().GGML_QUANT_SIZES[kind]
+        if not self.shape or min(self.shape) < 1 or self.shape[-1] % numbers:
+            raise ValueError(f'it holds {shown(self.name)} with shape {self.shape}: expected '
+                             f'multiples of {numbers}')
+        return prod(self.shape)//numbers*packed, numbers, packed
+
+# %% ../nbs/12_pretrained.ipynb #12000052
+def _tensors(h, n, alignment, size):
+    "Where the tensors lie: the list that follows the fields."
+    tensors = [_tensor(h) for _ in range(n)]
+    begin = size - h.left                              # what has been read
+    for t in tensors: t.start += begin + -begin % alignment
+    packed = [t.size()[0] for t in tensors]
+    if sum(packed) > size or any(t.start + n > size for t, n in zip(tensors, packed)):
+        raise ValueError('it is cut short: tensors lie beyond its end, or on each other')
+    if len(by_name := {t.name: t for t in tensors}) < n: raise ValueError('it holds a tensor twice')
+    return by_name
+
+def _tensor(h):
+    name, dims = h.text(), h.whole(4)
+    if dims > 4: raise ValueError(f'it holds {shown(name)} with {dims} dimensions')
+    shape = tuple(h.whole(8) for _ in range(dims))[::-1]
+    return _Packed(name, shape, h.whole(4), h.whole(8))
+
+# %% ../nbs/12_pretrained.ipynb #12000053
 def _open_gguf(path):
     "Fields and tensors of a GGUF file, the tensors still packed."
-    gguf = _gguf()
-    try:
-        _check_gguf(path)
-        reader = gguf.GGUFReader(path)
-        fields = {name: f.contents() for name, f in reader.fields.items()}
-        return fields, {t.name: t for t in reader.tensors}
-    except OSError: raise
-    except Exception as e:                             # whatever its bytes make a parser say
-        raise ValueError(f'{path} is not a whole GGUF file ({shown(str(e))})') from None
+    size = path.stat().st_size
+    with open(path, 'rb') as f:
+        h = _Header(f, size)
+        try:
+            fields, n = _fields(h)
+            alignment = fields.get('general.alignment', 32)
+            if type(alignment) is not int or alignment not in [2**i for i in range(17)]:
+                raise ValueError(f'general.alignment is {shown(alignment)}: expected a power of 2')
+            return fields, _tensors(h, n, alignment, size)
+        except ValueError as e: raise ValueError(f'{path} is not a whole GGUF file ({e})') from None
 
-def _unpacked(path, tensor):
-    if (kind := tensor.tensor_type.name) not in _TYPES:
-        raise ValueError(f'{path} holds {shown(tensor.name)} as {kind}: expected one of {", ".join(_TYPES)}')
-    numbers = _gguf().quants.dequantize(tensor.data, tensor.tensor_type)
-    return torch.tensor(numbers, dtype=torch.float32).view(*reversed(tensor.shape.tolist()))
+# %% ../nbs/12_pretrained.ipynb #12000059
+def _unpacked(path, t):
+    "The numbers of a tensor, block by block."
+    gguf, out = _gguf(), torch.empty(t.shape)
+    flat, kind, (_, numbers, packed) = out.view(-1).numpy(), gguf.GGMLQuantizationType(t.kind), t.size()
+    with open(path, 'rb') as f:
+        f.seek(t.start)
+        for i in range(0, len(flat), 1 << 18):
+            part = flat[i:i + (1 << 18)]
+            raw = np.fromfile(f, np.uint8, len(part)//numbers*packed)
+            part[:] = gguf.quants.dequantize(raw, kind)
+    return out
 
 # %% ../nbs/12_pretrained.ipynb #12000046
-def _with_factors(path, config, factors):
+def _with_factors(f, config, factors):
     "Llama 3 keeps, in place of its rule, what the rule makes of each speed."
-    rule = {'rope_type': 'llama3', 'factor': float(factors.max()), 'low_freq_factor': 1.,
-            'high_freq_factor': 4.}
-    for power in range(3, 21):
-        stretched = replace(config, rope_scaling=rule | {'original_max_position_embeddings': 2**power})
-        made = rope_speeds(config)/rope_speeds(stretched)
+    plain, most = rope_speeds(config), factors.max().item()
+    if factors.shape != plain.shape or not (factors >= .999).all(): most = float('nan')
+    own = [json.loads(rule)] if (rule := f.get('tinylm.rope_scaling')) else []
+    for rule in [*own, *_rules_with(plain[-1].item(), most)]:
+        stretched = replace(config, rope_scaling=rule)
+        made = plain/rope_speeds(stretched)
         if made.shape == factors.shape and torch.allclose(made, factors, rtol=1e-3): return stretched
-    raise ValueError(f"{path} stretches its rotary positions by a rule of its own (rope_freqs.weight): "
-                     f"expected "
-                     f"Llama 3's")
+    raise ValueError("rope_freqs.weight stretches by a rule of its own: expected Llama 3's")
+
+# %% ../nbs/12_pretrained.ipynb #1200005b
+def _rules_with(slowest, most):
+    "Rules of Llama 3 that stretch the slowest pair of channels by `most`."
+    for length in (2**n for n in range(3, 21)):
+        kept = min(max((slowest*length/(2*pi) - 1)/3, 0), 1)
+        if most*kept < 1 or isclose(most, 1):
+            factor = max(1., (1 - kept)/(1/most - kept)) if kept < 1 and most > 1 else 1.
+            yield {'rope_type': 'llama3', 'factor': factor, 'low_freq_factor': 1., 'high_freq_factor': 4.,
+                   'original_max_position_embeddings': length}
 
 # %% ../nbs/12_pretrained.ipynb #12000048
 def _gguf_fields(c, family):
     "What a GGUF file has to say of one of our models: (method of the writer, value)."
     yield from dict(context_length=c.block_size, embedding_length=c.n_embd, block_count=c.n_layer,
-                    feed_forward_length=c.n_wide,
-                    head_count=c.n_head, file_type=0).items()
+                    feed_forward_length=c.n_wide, head_count=c.n_head, file_type=0).items()
     if family == 'gpt2': yield 'layer_norm_eps', c.norm_eps; return
     yield from dict(head_count_kv=c.n_kv, key_length=c.head_size, value_length=c.head_size,
-                    layer_norm_rms_eps=c.norm_eps,
-                    rope_dimension_count=c.head_size, rope_freq_base=c.rope_theta,
-                    vocab_size=c.vocab_size).items()
-    kind = (c.rope_scaling or {}).get('rope_type', 'default')
-    if kind == 'dynamic': raise ValueError('rope_scaling is dynamic: a GGUF file has no such rule')
-    if kind == 'linear':
+                    layer_norm_rms_eps=c.norm_eps, rope_dimension_count=c.head_size,
+                    rope_freq_base=c.rope_theta, vocab_size=c.vocab_size).items()
+    if _stretched(c) == 'linear':
         yield 'rope_scaling_type', _gguf().RopeScalingType.LINEAR
         yield 'rope_scaling_factor', c.rope_scaling['factor']
 
+# %% ../nbs/12_pretrained.ipynb #12000056
 def _write_gguf(model, family, path):
     writer, c = _gguf().GGUFWriter(path, family), model.config
     for name, value in _gguf_fields(c, family): getattr(writer, f'add_{name}')(value)
-    for name, value in (tokenizer_to_gguf(model.tokenizer) if model.tokenizer is not None else {}).items():
-        _add_field(writer, name, value)
-    if (c.rope_scaling or {}).get('rope_type') == 'llama3':
+    more = tokenizer_to_gguf(model.tokenizer) if model.tokenizer is not None else {}
+    if _stretched(c) == 'llama3':
+        more['tinylm.rope_scaling'] = json.dumps(c.rope_scaling)
         factors = rope_speeds(replace(c, rope_scaling=None))/rope_speeds(c)
         writer.add_tensor('rope_freqs.weight', factors.numpy())
+    for name, value in more.items(): _add_field(writer, name, value)
     for name, t in _taken_apart(model, family, 1):
         if heads := _heads(c, family, name): t = _interleaved(t, heads)
         writer.add_tensor(name, t.contiguous().numpy())
-    for part in ('header', 'kv_data', 'tensors'): getattr(writer, f'write_{part}_to_file')()
-    writer.close()
+    try:
+        for part in ('header', 'kv_data', 'tensors'): getattr(writer, f'write_{part}_to_file')()
+    finally: writer.close()
 
+# %% ../nbs/12_pretrained.ipynb #1200005d
 def _add_field(writer, name, value):
     if isinstance(value, bool): writer.add_bool(name, value)
     elif isinstance(value, int): writer.add_uint32(name, value)
     elif isinstance(value, str): writer.add_string(name, value)
     else: writer.add_array(name, value)
+
+# %% ../nbs/12_pretrained.ipynb #1200005c
+def _stretched(c): return (c.rope_scaling or {}).get('rope_type', 'default')
+
+def _gguf_family(c):
+    "As `family_of`; in GGUF only a Llama keeps factors for its rotary positions."
+    family, kind = family_of(c), _stretched(c)
+    if kind == 'dynamic' or kind == 'llama3' and family == 'qwen3':
+        raise ValueError(f'rope_scaling is {kind}: a GGUF file of the kind {family} has no such rule')
+    return 'llama' if kind == 'llama3' else family
