@@ -92,122 +92,6 @@ def _gguf_config(f, tensors):
     for name in ('attention.value_length', 'rope.dimension_count'): f.only(f'{arch}.{name}', config.head_size)
     return config
 
-# %% ../nbs/12_pretrained.ipynb #12000054
-def _check_gguf(f, tensors):
-    "Refuse what we do not honour."
-    f.only('split.count', 0, 1)
-    arch = f.get('general.architecture')
-    for name in ('attention.sliding_window', 'expert_count', 'attention.scale', 'logit_scale'):
-        f.only(f'{arch}.{name}', 0, 0.)
-    if 'token_embd.weight' not in tensors: raise ValueError('it holds no tensor token_embd.weight')
-
-# %% ../nbs/12_pretrained.ipynb #1200005a
-def _gguf_scaling(get):
-    if (kind := get('rope.scaling.type', 'none')) == 'none': return None
-    if kind != 'linear': raise ValueError(f'rope.scaling.type is {shown(kind)}: expected none or linear')
-    return {'rope_type': 'linear', 'factor': get('rope.scaling.factor')}
-
-# %% ../nbs/12_pretrained.ipynb #12000022
-class _Fields(dict):
-    "Somebody else's config: a field that is missing is named."
-    def __missing__(self, name): raise ValueError(f'it has no {name}')
-
-    def only(self, name, *harmless):
-        "Refuse a field that we do not honour, unless it changes nothing."
-        value = self.get(name)
-        if value is not None and not any(type(value) is type(h) and value == h for h in harmless):
-            raise ValueError(f'{name} is {shown(value)}: this library knows {shown(harmless[0])} only')
-
-    def flag(self, name, default=False):
-        "True or False."
-        if not isinstance(value := self.get(name, default), bool):
-            raise ValueError(f'{name} is {shown(value)}: expected true or false')
-        return value
-
-# %% ../nbs/12_pretrained.ipynb #12000029
-def _rules(f):
-    "What a config says of rotary positions; transformers 4 writes it at two places, transformers 5 at one."
-    for name in ('rope_scaling', 'rope_parameters'):
-        if not isinstance(about := f.get(name) or {}, dict):
-            raise ValueError(f'{name} is {shown(about)}: expected an object')
-        if about: return dict(about)
-    return {}
-
-# %% ../nbs/12_pretrained.ipynb #1200002c
-def _scaling(f):
-    "Rotary positions, as fields of ours."
-    about, length = _rules(f), f['max_position_embeddings']
-    inner = about.pop('rope_theta', None)
-    theta = next((x for x in (inner, f.get('rope_theta')) if x is not None), 10000.)
-    kind, share = about.pop('type', 'default'), about.pop('partial_rotary_factor', None)
-    kind = about.pop('rope_type', kind)
-    _Fields(partial_rotary_factor=share).only('partial_rotary_factor', 1, 1.)
-    if kind == 'dynamic':
-        about = {'factor': f['factor'] if 'factor' not in about else about['factor']}
-        about['original_max_position_embeddings'] = length
-        length = int(length*check_number('factor', about['factor'], 1))
-    if kind == 'linear': about.pop('original_max_position_embeddings', None)
-    scaling = None if kind == 'default' else {'rope_type': kind} | about
-    return dict(block_size=length, rope_theta=theta, rope_scaling=scaling)
-
-# %% ../nbs/12_pretrained.ipynb #12000023
-def _llama_config(f):
-    kind = f['model_type']
-    _check_plain(f)
-    return LMConfig(
-        vocab_size=f['vocab_size'], n_layer=f['num_hidden_layers'], n_head=f['num_attention_heads'],
-        n_embd=f['hidden_size'], n_inner=f['intermediate_size'], n_kv_head=f.get('num_key_value_heads'),
-        head_dim=f.get('head_dim') or (128 if kind == 'qwen3' else None),
-        norm='rms', mlp='swiglu', positions='rotary', qk_norm=kind == 'qwen3',
-        bias=kind != 'qwen2' and (f.flag('attention_bias') or f.flag('mlp_bias')),
-        qkv_bias=True if kind == 'qwen2' else None, norm_eps=f.get('rms_norm_eps', 1e-6),
-        tie_embeddings=f.flag('tie_word_embeddings'), **_scaling(f))
-
-# %% ../nbs/12_pretrained.ipynb #1200002a
-def _check_plain(f):
-    "Refuse what some relatives of the Llamas have, and ours have not."
-    f.only('hidden_act', 'silu')
-    f.only('use_sliding_window', False)
-    f.only('partial_rotary_factor', 1, 1.)
-    if f['model_type'] == 'llama': f.only('sliding_window', False)
-    if f['model_type'] == 'qwen3' and f.flag('mlp_bias'): f.only('mlp_bias', False)
-    kinds = f.get('layer_types') or []
-    if not isinstance(kinds, list) or any(t != 'full_attention' for t in kinds):
-        raise ValueError(f'layer_types is {shown(kinds)}: this library knows full_attention only')
-
-# %% ../nbs/12_pretrained.ipynb #1200002d
-def _gpt2_config(f):
-    f.only('activation_function', 'gelu_new', 'gelu_pytorch_tanh')
-    f.only('scale_attn_weights', True)
-    for name in ('scale_attn_by_inverse_layer_idx', 'add_cross_attention'): f.only(name, False)
-    return LMConfig(
-        vocab_size=f['vocab_size'], block_size=f['n_positions'], n_layer=f['n_layer'], n_head=f['n_head'],
-        n_embd=f['n_embd'], n_inner=f.get('n_inner'), norm_eps=f.get('layer_norm_epsilon', 1e-5),
-        tie_embeddings=f.flag('tie_word_embeddings', True))
-
-# a family: its config -> ours
-FAMILIES = {'gpt2': _gpt2_config, 'llama': _llama_config, 'qwen2': _llama_config, 'qwen3': _llama_config}
-
-# %% ../nbs/12_pretrained.ipynb #12000013
-class _Source:
-    "Tensors of a file or a folder: each is read once, and in the end none may be left."
-    def __init__(self, path, names, get, zero):
-        self.path, self.left, self.get, self.zero = path, set(names), get, zero
-
-    def take(self, name, shape):
-        if name not in self.left:
-            if self.zero(name): return torch.zeros(shape)
-            raise ValueError(f'{self.path} holds no tensor {name}')
-        self.left.remove(name)
-        t = self.get(name)
-        if t.shape != shape:
-            raise ValueError(f'{self.path} holds {name} with shape {tuple(t.shape)}: expected {tuple(shape)}')
-        return t
-
-    def end(self):
-        if self.left:
-            raise ValueError(f'{self.path} holds {shown(min(self.left))}, and the model has no place for it')
-
 # %% ../nbs/12_pretrained.ipynb #12000014
 def _assemble(config, tokenizer, family, form, source):
     "A model whose parameters are read one after another, so that no second copy of it is ever in memory."
@@ -221,47 +105,6 @@ def _assemble(config, tokenizer, family, form, source):
     source.end()
     model.load_state_dict(tensors, assign=True)
     return model.eval()
-
-# %% ../nbs/12_pretrained.ipynb #12000015
-def _hollow(config, tokenizer, source):
-    "The model without numbers; no larger than what the file can hold."
-    if config.n_layer > len(source.left):
-        raise ValueError(f'{source.path} says {config.n_layer} blocks and holds {len(source.left)} tensors')
-    try:
-        with torch.device('meta'): return LanguageModel(config, tokenizer)
-    except ValueError as e: raise ValueError(f'{source.path}: {e}') from None
-
-# %% ../nbs/12_pretrained.ipynb #12000016
-def _has_no(family, form, name):
-    "Whether a kind knows no constants at a place where ours may have some."
-    parts = ('.mlp.', '.proj.') if form == 1 else ('.mlp.',)
-    return family == 'qwen3' and name.endswith('.bias') and any(part in name for part in parts)
-
-def _constants(c, family, form):
-    "The constants that a kind always has and ours may be without: names, and how many numbers."
-    wanted, qkv, C = {}, _qkv_rows(c), c.n_embd
-    if family == 'gpt2':
-        wanted = {'attention.qkv': [sum(qkv)], 'mlp.up': [c.n_wide]}
-        wanted |= {part: [C] for part in ('attention.proj', 'mlp.down', 'norm1', 'norm2')}
-        yield _theirs(family, 'norm.bias', form)[0], C
-    elif form == 0 and family != 'qwen2' and c.bias != _has_qkv_bias(c):
-        wanted = {'attention.qkv': qkv} if c.bias else {'attention.proj': [C]}
-    for i in range(c.n_layer):
-        for part, rows in wanted.items():
-            yield from zip(_theirs(family, f'blocks.{i}.{part}.bias', form), rows)
-
-# %% ../nbs/12_pretrained.ipynb #12000017
-def _taken_apart(model, family, form):
-    "Their tensors by name, one after another; then constants that their kind always has."
-    c, seen = model.config, set()
-    for name, p in model.state_dict().items():
-        names, t = _theirs(family, name, form), p.detach().cpu().float()
-        seen |= {*names}
-        if _has_no(family, form, name):
-            if t.any(): raise ValueError(f'{name} is not zero: a Qwen3 has no such constants')
-        else: yield from zip(names, t.split(_widths(c, name)) if len(names) > 1 else [t])
-    for name, n in _constants(c, family, form):
-        if name not in seen: yield name, torch.zeros(n)
 
 # %% ../nbs/12_pretrained.ipynb #12000044
 def _interleaved(t, heads, back=False):
@@ -290,20 +133,6 @@ def from_gguf(
     tokenizer = _gguf_tokenizer(path, fields)
     model = _assemble(config, tokenizer, family, 1, _gguf_source(path, config, family, tensors))
     return model, model.tokenizer
-
-# %% ../nbs/12_pretrained.ipynb #12000055
-def _gguf_source(path, config, family, tensors):
-    def get(name):
-        t, heads = _unpacked(path, tensors[name]), _heads(config, family, name)
-        return _interleaved(t, heads, back=True) if heads and t.shape[0] == heads*config.head_size else t
-    def zero(name):                                    # what no block has
-        return family != 'gpt2' and name.endswith('.bias') and f'blk.0.{name.split(".", 2)[2]}' not in tensors
-    return _Source(path, tensors, get, zero)
-
-def _gguf_tokenizer(path, fields):
-    if 'tokenizer.ggml.tokens' not in fields: return None
-    try: return tokenizer_from_gguf(fields)
-    except ValueError as e: raise ValueError(f'{path}: {e}') from None
 
 # %% ../nbs/12_pretrained.ipynb #12000027
 def from_hf(
@@ -393,6 +222,177 @@ def load_model(
     if not path.is_file(): raise FileNotFoundError(f'there is no file {path}')
     with open(path, 'rb') as f: begin = f.read(4)
     return from_gguf(path)[0] if begin == b'GGUF' else LanguageModel.from_safetensors(path)
+
+# %% ../nbs/12_pretrained.ipynb #12000022
+class _Fields(dict):
+    "Somebody else's config: a field that is missing is named."
+    def __missing__(self, name): raise ValueError(f'it has no {name}')
+
+    def only(self, name, *harmless):
+        "Refuse a field that we do not honour, unless it changes nothing."
+        value = self.get(name)
+        if value is not None and not any(type(value) is type(h) and value == h for h in harmless):
+            raise ValueError(f'{name} is {shown(value)}: this library knows {shown(harmless[0])} only')
+
+    def flag(self, name, default=False):
+        "True or False."
+        if not isinstance(value := self.get(name, default), bool):
+            raise ValueError(f'{name} is {shown(value)}: expected true or false')
+        return value
+
+# %% ../nbs/12_pretrained.ipynb #12000023
+def _llama_config(f):
+    kind = f['model_type']
+    _check_plain(f)
+    return LMConfig(
+        vocab_size=f['vocab_size'], n_layer=f['num_hidden_layers'], n_head=f['num_attention_heads'],
+        n_embd=f['hidden_size'], n_inner=f['intermediate_size'], n_kv_head=f.get('num_key_value_heads'),
+        head_dim=f.get('head_dim') or (128 if kind == 'qwen3' else None),
+        norm='rms', mlp='swiglu', positions='rotary', qk_norm=kind == 'qwen3',
+        bias=kind != 'qwen2' and (f.flag('attention_bias') or f.flag('mlp_bias')),
+        qkv_bias=True if kind == 'qwen2' else None, norm_eps=f.get('rms_norm_eps', 1e-6),
+        tie_embeddings=f.flag('tie_word_embeddings'), **_scaling(f))
+
+# %% ../nbs/12_pretrained.ipynb #1200002d
+def _gpt2_config(f):
+    f.only('activation_function', 'gelu_new', 'gelu_pytorch_tanh')
+    f.only('scale_attn_weights', True)
+    for name in ('scale_attn_by_inverse_layer_idx', 'add_cross_attention'): f.only(name, False)
+    return LMConfig(
+        vocab_size=f['vocab_size'], block_size=f['n_positions'], n_layer=f['n_layer'], n_head=f['n_head'],
+        n_embd=f['n_embd'], n_inner=f.get('n_inner'), norm_eps=f.get('layer_norm_epsilon', 1e-5),
+        tie_embeddings=f.flag('tie_word_embeddings', True))
+
+# a family: its config -> ours
+FAMILIES = {'gpt2': _gpt2_config, 'llama': _llama_config, 'qwen2': _llama_config, 'qwen3': _llama_config}
+
+# %% ../nbs/12_pretrained.ipynb #12000013
+class _Source:
+    "Tensors of a file or a folder: each is read once, and in the end none may be left."
+    def __init__(self, path, names, get, zero):
+        self.path, self.left, self.get, self.zero = path, set(names), get, zero
+
+    def take(self, name, shape):
+        if name not in self.left:
+            if self.zero(name): return torch.zeros(shape)
+            raise ValueError(f'{self.path} holds no tensor {name}')
+        self.left.remove(name)
+        t = self.get(name)
+        if t.shape != shape:
+            raise ValueError(f'{self.path} holds {name} with shape {tuple(t.shape)}: expected {tuple(shape)}')
+        return t
+
+    def end(self):
+        if self.left:
+            raise ValueError(f'{self.path} holds {shown(min(self.left))}, and the model has no place for it')
+
+# %% ../nbs/12_pretrained.ipynb #12000054
+def _check_gguf(f, tensors):
+    "Refuse what we do not honour."
+    f.only('split.count', 0, 1)
+    arch = f.get('general.architecture')
+    for name in ('attention.sliding_window', 'expert_count', 'attention.scale', 'logit_scale'):
+        f.only(f'{arch}.{name}', 0, 0.)
+    if 'token_embd.weight' not in tensors: raise ValueError('it holds no tensor token_embd.weight')
+
+# %% ../nbs/12_pretrained.ipynb #1200005a
+def _gguf_scaling(get):
+    if (kind := get('rope.scaling.type', 'none')) == 'none': return None
+    if kind != 'linear': raise ValueError(f'rope.scaling.type is {shown(kind)}: expected none or linear')
+    return {'rope_type': 'linear', 'factor': get('rope.scaling.factor')}
+
+# %% ../nbs/12_pretrained.ipynb #12000029
+def _rules(f):
+    "What a config says of rotary positions; transformers 4 writes it at two places, transformers 5 at one."
+    for name in ('rope_scaling', 'rope_parameters'):
+        if not isinstance(about := f.get(name) or {}, dict):
+            raise ValueError(f'{name} is {shown(about)}: expected an object')
+        if about: return dict(about)
+    return {}
+
+# %% ../nbs/12_pretrained.ipynb #1200002c
+def _scaling(f):
+    "Rotary positions, as fields of ours."
+    about, length = _rules(f), f['max_position_embeddings']
+    inner = about.pop('rope_theta', None)
+    theta = next((x for x in (inner, f.get('rope_theta')) if x is not None), 10000.)
+    kind, share = about.pop('type', 'default'), about.pop('partial_rotary_factor', None)
+    kind = about.pop('rope_type', kind)
+    _Fields(partial_rotary_factor=share).only('partial_rotary_factor', 1, 1.)
+    if kind == 'dynamic':
+        about = {'factor': f['factor'] if 'factor' not in about else about['factor']}
+        about['original_max_position_embeddings'] = length
+        length = int(length*check_number('factor', about['factor'], 1))
+    if kind == 'linear': about.pop('original_max_position_embeddings', None)
+    scaling = None if kind == 'default' else {'rope_type': kind} | about
+    return dict(block_size=length, rope_theta=theta, rope_scaling=scaling)
+
+# %% ../nbs/12_pretrained.ipynb #1200002a
+def _check_plain(f):
+    "Refuse what some relatives of the Llamas have, and ours have not."
+    f.only('hidden_act', 'silu')
+    f.only('use_sliding_window', False)
+    f.only('partial_rotary_factor', 1, 1.)
+    if f['model_type'] == 'llama': f.only('sliding_window', False)
+    if f['model_type'] == 'qwen3' and f.flag('mlp_bias'): f.only('mlp_bias', False)
+    kinds = f.get('layer_types') or []
+    if not isinstance(kinds, list) or any(t != 'full_attention' for t in kinds):
+        raise ValueError(f'layer_types is {shown(kinds)}: this library knows full_attention only')
+
+# %% ../nbs/12_pretrained.ipynb #12000015
+def _hollow(config, tokenizer, source):
+    "The model without numbers; no larger than what the file can hold."
+    if config.n_layer > len(source.left):
+        raise ValueError(f'{source.path} says {config.n_layer} blocks and holds {len(source.left)} tensors')
+    try:
+        with torch.device('meta'): return LanguageModel(config, tokenizer)
+    except ValueError as e: raise ValueError(f'{source.path}: {e}') from None
+
+# %% ../nbs/12_pretrained.ipynb #12000016
+def _has_no(family, form, name):
+    "Whether a kind knows no constants at a place where ours may have some."
+    parts = ('.mlp.', '.proj.') if form == 1 else ('.mlp.',)
+    return family == 'qwen3' and name.endswith('.bias') and any(part in name for part in parts)
+
+def _constants(c, family, form):
+    "The constants that a kind always has and ours may be without: names, and how many numbers."
+    wanted, qkv, C = {}, _qkv_rows(c), c.n_embd
+    if family == 'gpt2':
+        wanted = {'attention.qkv': [sum(qkv)], 'mlp.up': [c.n_wide]}
+        wanted |= {part: [C] for part in ('attention.proj', 'mlp.down', 'norm1', 'norm2')}
+        yield _theirs(family, 'norm.bias', form)[0], C
+    elif form == 0 and family != 'qwen2' and c.bias != _has_qkv_bias(c):
+        wanted = {'attention.qkv': qkv} if c.bias else {'attention.proj': [C]}
+    for i in range(c.n_layer):
+        for part, rows in wanted.items():
+            yield from zip(_theirs(family, f'blocks.{i}.{part}.bias', form), rows)
+
+# %% ../nbs/12_pretrained.ipynb #12000017
+def _taken_apart(model, family, form):
+    "Their tensors by name, one after another; then constants that their kind always has."
+    c, seen = model.config, set()
+    for name, p in model.state_dict().items():
+        names, t = _theirs(family, name, form), p.detach().cpu().float()
+        seen |= {*names}
+        if _has_no(family, form, name):
+            if t.any(): raise ValueError(f'{name} is not zero: a Qwen3 has no such constants')
+        else: yield from zip(names, t.split(_widths(c, name)) if len(names) > 1 else [t])
+    for name, n in _constants(c, family, form):
+        if name not in seen: yield name, torch.zeros(n)
+
+# %% ../nbs/12_pretrained.ipynb #12000055
+def _gguf_source(path, config, family, tensors):
+    def get(name):
+        t, heads = _unpacked(path, tensors[name]), _heads(config, family, name)
+        return _interleaved(t, heads, back=True) if heads and t.shape[0] == heads*config.head_size else t
+    def zero(name):                                    # what no block has
+        return family != 'gpt2' and name.endswith('.bias') and f'blk.0.{name.split(".", 2)[2]}' not in tensors
+    return _Source(path, tensors, get, zero)
+
+def _gguf_tokenizer(path, fields):
+    if 'tokenizer.ggml.tokens' not in fields: return None
+    try: return tokenizer_from_gguf(fields)
+    except ValueError as e: raise ValueError(f'{path}: {e}') from None
 
 # %% ../nbs/12_pretrained.ipynb #12000024
 def _their_config(c, family):

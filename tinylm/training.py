@@ -480,6 +480,7 @@ def model_path(
     made_of = [asdict(shape), asdict(recipe), load_corpus()]
     return data_dir()/f'{name}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]}.safetensors'
 
+# %% ../nbs/03_prefill.ipynb #0c030c01
 def course_path()->Path: # the file in `data_dir()`
     "Where the model of this lesson is kept."
     return model_path('course', COURSE, TrainConfig())
@@ -505,6 +506,7 @@ def trained_model(
     model.save_safetensors(path)
     return model.eval()
 
+# %% ../nbs/03_prefill.ipynb #0c030c02
 def course_model()->LanguageModel: # in evaluation mode, with its tokenizer
     "The model of lesson 03: from the cache folder, or trained now (about a minute)."
     return trained_model('course', COURSE, TrainConfig())
