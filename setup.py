@@ -7,6 +7,7 @@ here = Path(__file__).parent
 config = ConfigParser()
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
+weights = cfg['weights_requirements'].split()
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
@@ -15,7 +16,8 @@ setup(
     long_description_content_type='text/markdown',
     packages=[cfg['lib_path']], package_data={cfg['lib_path']: cfg['package_data'].split()},
     python_requires='>=' + cfg['min_python'],
-    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+    install_requires=cfg['requirements'].split(),
+    extras_require={'weights': weights, 'dev': cfg['dev_requirements'].split() + weights},
     entry_points={'console_scripts': cfg['console_scripts'].split(), # and where nbdev finds documented names
                   'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
 )
