@@ -25,7 +25,7 @@ def test_explanations_are_of_pages_and_give_a_reason():
 
 # --- the script finds what it should find
 
-def notebook(prose, code='x = 1', output='', between=()):
+def notebook(prose, code='x = y', output='', between=()):
     cell = lambda kind, source: dict(id=f'{kind}{source[:4]}', cell_type=kind, source=source, outputs=[])
     cells = [cell('markdown', prose), *(cell('markdown', t) for t in between), cell('code', code)]
     cells[-1]['outputs'] = [dict(output_type='stream', text=output)]

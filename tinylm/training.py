@@ -15,6 +15,7 @@ from math import cos, inf, isfinite, nan, pi, sqrt
 from pathlib import Path
 from time import perf_counter
 
+# %% ../nbs/03_prefill.ipynb #0c030c03
 import torch
 from fastcore.basics import patch
 from safetensors.torch import save as to_bytes
