@@ -843,7 +843,8 @@ def test_llama_cpp_reads_our_files_and_writes_the_same(tmp_path, family):
     shape = OURS[family] | dict(n_embd=64, head_dim=None, vocab_size=len(chars), block_size=64)
     model = small_model(tokenizer=CharTokenizer(chars), **shape).eval()
     to_gguf(model, tmp_path/'m.gguf')
-    other = lcpp.Llama(str(tmp_path/'m.gguf'), n_ctx=64, logits_all=True, verbose=False)
+    # its cache in float32, too
+    other = lcpp.Llama(str(tmp_path/'m.gguf'), n_ctx=64, logits_all=True, verbose=False, type_k=0, type_v=0)
     for n in range(10):
         x = torch.randint(len(chars), (1, 5 + n), generator=seeded(n))
         other.reset(); other.eval(x[0].tolist())
