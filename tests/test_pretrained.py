@@ -1,7 +1,6 @@
 "Real weights: parity with transformers, the files of other programs, and files that lie."
-import contextlib, errno, json, os, pickle, random, resource, shutil, time
+import contextlib, errno, json, os, pickle, random, resource, shutil, sys, time
 from collections import OrderedDict
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,8 +12,8 @@ import transformers as hf
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
-from helpers import SMALL, close, quick, run_python, scalings, seeded, shapes, small_model, tokens
-from tinylm import CharTokenizer, KVCache, LanguageModel, LMConfig, phase_gap, phase_invariant, quantize_
+from helpers import close, quick, run_python, scalings, seeded, shapes, small_model, tokens
+from tinylm import CharTokenizer, KVCache, LanguageModel, phase_gap, phase_invariant, quantize_
 from tinylm.core import data_dir
 from tinylm.pretrained import FAMILIES, family_of, from_gguf, from_hf, load_model, to_gguf, to_hf
 
@@ -42,9 +41,9 @@ def same(a, b): return all(map(torch.equal, a.state_dict().values(), b.state_dic
 # --- parity with transformers
 
 @st.composite
-def stretched(draw, window):
-    "Rotary positions as transformers has them."
-    kind = draw(st.sampled_from(['default', 'linear', 'dynamic', 'llama3']))
+def stretched(draw, pairs):
+    "Rotary positions as transformers has them; its dynamic ones need two pairs of channels."
+    kind = draw(st.sampled_from(['default', 'linear', 'llama3'] + ['dynamic']*(pairs > 1)))
     more = {'default': {}, 'linear': {'factor': 2.}, 'dynamic': {'factor': 2.},
             'llama3': dict(factor=8., low_freq_factor=1., high_freq_factor=4.,
                            original_max_position_embeddings=draw(st.integers(1, 40)))}[kind]
@@ -63,9 +62,10 @@ def configs(draw, families=tuple(FAMILIES)):
     about = dict(vocab_size=V + 1, max_position_embeddings=12, num_hidden_layers=L, num_attention_heads=H,
                  num_key_value_heads=G, head_dim=2*D, hidden_size=draw(st.integers(2, 20)),
                  intermediate_size=draw(st.integers(1, 20)), tie_word_embeddings=tied,
-                 rms_norm_eps=draw(st.sampled_from([1e-6, 1e-3])), rope_parameters=draw(stretched(12)))
+                 rms_norm_eps=draw(st.sampled_from([1e-6, 1e-3])), rope_parameters=draw(stretched(D)))
     if family == 'llama': about |= dict(attention_bias=yes(), mlp_bias=yes())
     if family == 'qwen3': about |= dict(attention_bias=yes())
+    if family == 'qwen2': about |= dict(hidden_size=2*H*D)
     if about['hidden_size'] % H: about['hidden_size'] = 2*H*D
     return {'llama': hf.LlamaConfig, 'qwen2': hf.Qwen2Config, 'qwen3': hf.Qwen3Config}[family](**about)
 
@@ -142,7 +142,8 @@ def test_other_numbers_in_the_file_become_float32(config, dtype):
 def test_gpt2_files_with_short_names_and_old_tables_are_read(tmp_path, prefix):
     model = theirs(hf.GPT2Config(vocab_size=9, n_positions=8, n_embd=8, n_layer=1, n_head=2))
     model.save_pretrained(tmp_path)
-    tensors = {n.replace('transformer.', prefix): t for n, t in load_file(tmp_path/'model.safetensors').items()}
+    tensors = {n.replace('transformer.', prefix): t for n,
+               t in load_file(tmp_path/'model.safetensors').items()}
     tensors[prefix + 'h.0.attn.bias'] = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
     save_file(tensors, tmp_path/'model.safetensors', {'format': 'pt'})
     assert parity(from_hf(tmp_path)[0], model) <= 1e-4
@@ -161,7 +162,8 @@ def test_configs_of_transformers_4_are_read(tmp_path):
     model.save_pretrained(tmp_path)
     about = json.loads((tmp_path/'config.json').read_text())
     del about['rope_parameters']
-    for old in (dict(rope_scaling=scaling), dict(rope_scaling=scaling, rope_parameters={'rope_type': 'yarn'})):
+    for old in (dict(rope_scaling=scaling),
+                dict(rope_scaling=scaling, rope_parameters={'rope_type': 'yarn'})):
         (tmp_path/'config.json').write_text(json.dumps(about | old | {'rope_theta': 50.}))
         assert parity(from_hf(tmp_path)[0], model) <= 1e-4
     typed = {k: v for k, v in scaling.items() if k != 'rope_type'} | {'type': 'llama3'}
@@ -207,15 +209,15 @@ def test_any_model_of_ours_comes_back_from_gguf(model):
     x = tokens(2, 8)
     assert close(back.prefill(x)[0], model.prefill(x)[0])
     assert not any(p.isnan().any() for p in back.parameters())
-    assert back.config.norm_eps == model.config.norm_eps or abs(back.config.norm_eps/model.config.norm_eps - 1) < 1e-6
+    assert back.config.norm_eps == model.config.norm_eps
 
 @pytest.mark.parametrize('family', OURS)
 @pytest.mark.parametrize('make', [to_hf, to_gguf])
 def test_a_file_keeps_tokenizer_config_and_numbers(family, make):
     model = small_model(tokenizer=CharTokenizer('abcdefghijk'), **OURS[family]).eval()
     back = written(model, make)
-    assert back.tokenizer.encode('headache'.replace('h', 'b')) == model.tokenizer.encode('beadacbe'.replace('h', 'b'))
-    assert same(back, model) and family_of(back.config) == family == family_of(model.config)
+    assert back.tokenizer.chars == 'abcdefghijk' and same(back,
+        model) and family_of(back.config) == family == family_of(model.config)
     assert back.config.norm_eps == 1e-5 and not back.training
 
 def test_a_gguf_file_may_be_of_version_2_and_have_any_alignment(tmp_path):
@@ -242,10 +244,11 @@ def test_factors_of_other_programs_become_llama_3s_rule(tmp_path, factor, length
         assert close(back.prefill(x)[0], model.prefill(x)[0], 1e-3)
 
 @pytest.mark.parametrize('changes, says', [
-    (dict(norm='rms'), "norm is 'layer'|positions is 'learned' beside rms, gelu, learned"),
+    (dict(norm='rms'), "mlp is 'gelu' beside rms, gelu, learned"),
     (dict(positions='rotary'), "norm is 'layer' beside layer, gelu, rotary"),
     (LLAMA | dict(mlp='gelu'), "mlp is 'gelu' beside rms, gelu, rotary: no other program knows this model"),
-    (dict(qk_norm=True), 'a GPT-2 has no qk_norm'), (dict(n_kv_head=1), 'all its heads share n_embd channels'),
+    (dict(qk_norm=True), 'a GPT-2 has no qk_norm'),
+    (dict(n_kv_head=1), 'all its heads share n_embd channels'),
     (dict(head_dim=3), 'all its heads share n_embd channels'),
     (LLAMA | dict(qk_norm=True, bias=True), 'is not zero: a Qwen3 has no such constants')])
 @pytest.mark.parametrize('make', [to_hf, to_gguf])
@@ -294,18 +297,20 @@ TINY = dict(vocab_size=11, max_position_embeddings=8, hidden_size=8, intermediat
             num_attention_heads=2, num_key_value_heads=1, head_dim=4)
 WRITERS = {bool: 'bool', int: 'uint32', float: 'float32', str: 'string', list: 'array'}
 
-def rewritten(source, target, tensors=lambda name, t: (t, None), fields=None, drop=(), alignment=None, arch=None):
+def rewritten(source, target, tensors=lambda name, t: (t, None), fields=None, drop=(), alignment=None,
+              more={}):
     "A GGUF file with other tensors or fields, by the package's own reader and writer."
     reader = gguf.GGUFReader(source)
     about = OrderedDict((n, f.contents()) for n, f in reader.fields.items() if not n.startswith('GGUF.'))
     family = about.pop('general.architecture')
-    writer = gguf.GGUFWriter(target, arch or family)
+    writer = gguf.GGUFWriter(target, family)
     if alignment: writer.add_custom_alignment(alignment)
     for name, value in {**about, **(fields or {})}.items():
         if name not in drop: getattr(writer, f'add_{WRITERS[type(value)]}')(name, value)
     for t in reader.tensors:
         numbers, kind = tensors(t.name, t.data)
         if numbers is not None: writer.add_tensor(t.name, numbers, raw_dtype=kind)
+    for name, numbers in more.items(): writer.add_tensor(name, numbers)
     for part in ('header', 'kv_data', 'tensors'): getattr(writer, f'write_{part}_to_file')()
     writer.close()
 
@@ -400,7 +405,8 @@ def changed(content, chance):
     content = bytearray(content)
     for _ in range(chance.choice([1, 1, 2, 5])):
         at = chance.randrange(len(content)//chance.choice([1, 3]))
-        content[at] = chance.choice([0, 1, 255, 128, chance.randrange(256), content[at] ^ 1 << chance.randrange(8)])
+        content[at] = chance.choice([0, 1, 255, 128, chance.randrange(256),
+                                     content[at] ^ 1 << chance.randrange(8)])
     return bytes(content)
 
 def storm(source, target, name, n, seed=0):
@@ -428,12 +434,14 @@ def test_a_changed_gguf_file_is_refused_or_read(small_gguf, tmp_path):
 def test_ten_thousand_changed_gguf_files(small_gguf, tmp_path):
     assert storm(small_gguf.parent, tmp_path, 'm.gguf', 10_000, 1) > 3000
 
-@pytest.mark.parametrize('name', ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'])
+@pytest.mark.parametrize('name',
+                         ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'])
 def test_changed_files_of_a_folder_are_refused_or_read(hf_folder, copied, name):
     assert storm(hf_folder, copied, name, 100) > 10
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'])
+@pytest.mark.parametrize('name',
+                         ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'])
 def test_thousands_of_changed_files_of_a_folder(hf_folder, copied, name):
     assert storm(hf_folder, copied, name, 2500, 1) > 250
 
@@ -468,7 +476,8 @@ HUGE = 2**63
     (b'gguf' + bytes(99), 'not a whole safetensors file'),
     (header(version=1), 'of version 1: expected 2 or 3'), (header(version=4), 'of version 4'),
     (header(version=3 << 24), 'big-endian'),
-    (header(n=HUGE), 'asks for more than it holds'), (header(tensors=HUGE) + bytes(99), 'cut short|dimensions|holds'),
+    (header(n=HUGE), 'asks for more than it holds'),
+    (header(tensors=HUGE) + bytes(99), 'cut short|dimensions|holds'),
     (header(n=2**64 - 1) + bytes(1000), "holds '' twice"),
     (header(text(b'a')[:8].replace(b'\1', b'\xff')), 'cut short'),
     (header(u64(HUGE) + b'abc'), 'asks for more than it holds'),
@@ -485,15 +494,19 @@ HUGE = 2**63
     (header(tensors=1) + tensor(dims=(1,)*5), 'with 5 dimensions'),
     (header(tensors=1) + text(b'x') + u32(2**32 - 1), 'dimensions'),
     (header(tensors=1) + tensor(dims=(HUGE, HUGE)), 'beyond its end'),
-    (header(tensors=1) + tensor(dims=(0, 2**40)), 'with shape'), (header(tensors=1) + tensor(dims=()), 'with shape'),
+    (header(tensors=1) + tensor(dims=(0, 2**40)), 'with shape'),
+    (header(tensors=1) + tensor(dims=()), 'with shape'),
     (header(tensors=1) + tensor(offset=HUGE) + bytes(999), 'beyond its end'),
     (header(tensors=1) + tensor(kind=7777) + bytes(999), 'as type 7777: expected one of'),
     (header(tensors=1) + tensor(kind=2) + bytes(999), 'expected multiples of 32'),
     (header(tensors=2) + tensor() + tensor() + bytes(999), 'twice'),
-    (header(tensors=9) + b''.join(tensor(b'%d' % i, (64, 4)) for i in range(9)) + bytes(1100), 'on each other'),
+    (header(tensors=9) + b''.join(tensor(b'%d' % i, (64, 4)) for i in range(9)) + bytes(1100),
+     'on each other'),
     (header(tensors=1) + tensor() + bytes(999), 'of the kind None: expected one of gpt2, llama'),
-    (header(field(b'general.architecture', 8, text(b'mamba')), tensors=1) + tensor() + bytes(999), "kind 'mamba'"),
-    (header(field(b'general.architecture', 8, text(b'../../etc')), tensors=1) + tensor() + bytes(999), 'kind'),
+    (header(field(b'general.architecture', 8, text(b'mamba')), tensors=1) + tensor() + bytes(999),
+     "kind 'mamba'"),
+    (header(field(b'general.architecture', 8, text(b'../../etc')), tensors=1) + tensor() + bytes(999),
+     'kind'),
     (header(field(b'general.architecture', 8, text(b'llama'))), 'no tensor token_embd.weight'),
     (header(field(b'general.architecture', 8, text(b'llama')), tensors=1) + tensor() + bytes(999),
      'it has no llama.context_length')])
@@ -502,7 +515,8 @@ def test_a_header_that_lies_is_refused(tmp_path, content, says):
     said = refusal(path)
     assert said and any(word in said for word in says.split('|')), said
 
-STRANGE = [None, -1, 0, 1, 2, 3, 2**31, 2**40, 1e300, .5, float('nan'), 'x', '../x', [], [1, 2], {}, {'a': 1}, True, False]
+STRANGE = [None, -1, 0, 1, 2, 3, 2**31, 2**40, 1e300, .5, float('nan'), 'x', '../x', [], [1, 2], {}, {'a': 1},
+           True, False]
 
 def test_any_field_may_hold_anything(hf_folder, copied):
     about, refused = json.loads((hf_folder/'config.json').read_text()), 0
@@ -525,17 +539,20 @@ def test_any_field_of_a_gguf_file_may_hold_anything(small_gguf, tmp_path):
     assert refused > 60
 
 @pytest.mark.parametrize('fields, says', [
-    ({'llama.attention.head_count': 3}, 'llama'), ({'llama.attention.sliding_window': 4}, 'sliding_window is 4'),
+    ({'llama.attention.head_count': 3}, 'attn_q.weight with shape (4, 4): expected (6, 4)'),
+    ({'llama.attention.sliding_window': 4}, 'sliding_window is 4'),
     ({'llama.expert_count': 8}, 'llama.expert_count is 8: this library knows 0 only'),
     ({'llama.rope.scaling.type': 'yarn'}, "rope.scaling.type is 'yarn': expected none or linear"),
     ({'llama.rope.scaling.type': 'linear'}, 'it has no llama.rope.scaling.factor'),
     ({'llama.attention.value_length': 4}, 'llama.attention.value_length is 4: this library knows 2 only'),
     ({'llama.rope.dimension_count': 1}, 'llama.rope.dimension_count is 1'),
     ({'llama.block_count': 2}, 'holds no tensor blk.1.attn_norm.weight'),
-    ({'llama.block_count': 0}, 'n_layer is 0'), ({'llama.block_count': 2**32 - 1}, 'n_layer is 4294967295|blocks and holds'),
+    ({'llama.block_count': 0}, 'n_layer is 0'), ({'llama.block_count': 2**32 - 1},
+                                                 'n_layer is 4294967295|blocks and holds'),
     ({'llama.embedding_length': 6}, 'with shape (11, 4): expected (11, 6)'),
     ({'llama.feed_forward_length': 4}, 'holds blk.0.ffn_gate.weight with shape'),
-    ({'llama.attention.layer_norm_rms_epsilon': 'x'}, "norm_eps is 'x'"), ({'split.count': 2}, 'split.count is 2'),
+    ({'llama.attention.layer_norm_rms_epsilon': 'x'}, "norm_eps is 'x'"),
+    ({'split.count': 2}, 'split.count is 2'),
     ({'tinylm.tokenizer': '[]'}, 'm.gguf'), ({'tinylm.tokenizer': '{"kind": "chars", "chars": "ab"}'},
                                              'the tokenizer has 2 tokens and the config says vocab_size 11')])
 def test_a_gguf_file_whose_fields_make_no_sense_is_refused(small_gguf, tmp_path, fields, says):
@@ -551,28 +568,19 @@ def test_a_tensor_that_is_missing_or_too_much_is_named(tmp_path, family):
         rewritten(tmp_path/'m.gguf', tmp_path/'n.gguf', lambda n, t: (None if n == name else t, None))
         said = refusal(tmp_path/'n.gguf')
         assert said and name in said or name == 'output.weight', name   # without it the head is tied
-    extra = np.zeros((2, 2), np.float32)
     for name in ('../../etc/passwd', 'blk.9.attn_q.weight', 'x'*5000):
-        def add(n, t, name=name): return t, None
-        rewritten(tmp_path/'m.gguf', tmp_path/'n.gguf', add)
-        writer = gguf.GGUFWriter(tmp_path/'n.gguf', family)
-        reader = gguf.GGUFReader(tmp_path/'m.gguf')
-        for field_name, f in reader.fields.items():
-            if not field_name.startswith(('GGUF.', 'general.arch')):
-                getattr(writer, f'add_{WRITERS[type(f.contents())]}')(field_name, f.contents())
-        for t in reader.tensors: writer.add_tensor(t.name, np.array(t.data))
-        writer.add_tensor(name, extra)
-        for part in ('header', 'kv_data', 'tensors'): getattr(writer, f'write_{part}_to_file')()
-        writer.close()
+        rewritten(tmp_path/'m.gguf', tmp_path/'n.gguf', more={name: np.zeros((2, 2), np.float32)})
         assert 'the model has no place for it' in refusal(tmp_path/'n.gguf')
 
 def test_factors_that_are_no_rule_are_refused(tmp_path):
     rule = dict(rope_type='llama3', factor=8., low_freq_factor=1., high_freq_factor=4.,
                 original_max_position_embeddings=64)
     to_gguf(small_model(**LLAMA | dict(head_dim=8), rope_scaling=rule), tmp_path/'m.gguf')
-    for factors in ([1, 5, 2, 3], [1, 1, 1, .5], [1, 2], [0, 0, 0, 0], [float('nan')]*4, [float('inf')]*4, [-1]*4):
+    for factors in ([1, 5, 2, 3], [1, 1, 1, .5], [1, 2], [0, 0, 0, 0], [float('nan')]*4, [float('inf')]*4,
+                    [-1]*4):
         new = np.array(factors, np.float32)
-        rewritten(tmp_path/'m.gguf', tmp_path/'n.gguf', lambda n, t: (new if n == 'rope_freqs.weight' else t, None))
+        rewritten(tmp_path/'m.gguf', tmp_path/'n.gguf', lambda n,
+                  t: (new if n == 'rope_freqs.weight' else t, None))
         assert 'rope_freqs.weight' in refusal(tmp_path/'n.gguf')
     for own in ('{', '[]', '3', '{"rope_type": "yarn"}'):
         rewritten(tmp_path/'m.gguf', tmp_path/'n.gguf', fields={'tinylm.rope_scaling': own})
@@ -584,9 +592,11 @@ def test_factors_that_are_no_rule_are_refused(tmp_path):
     (dict(model_type='mistral'), "kind 'mistral': expected one of gpt2, llama, qwen2, qwen3"),
     (dict(model_type=None), 'of the kind None'), (dict(model_type=['llama']), "of the kind ['llama']"),
     (dict(num_attention_heads=5), 'n_head 5 is not divisible by n_kv_head 2'),
-    (dict(num_attention_heads=5, num_key_value_heads=5, head_dim=None), 'n_embd 16 is not divisible by n_head 5'),
+    (dict(num_attention_heads=5, num_key_value_heads=5, head_dim=None),
+     'n_embd 16 is not divisible by n_head 5'),
     (dict(hidden_size=18), 'holds model.embed_tokens.weight with shape (11, 16): expected (11, 18)'),
-    (dict(vocab_size=12), 'vocab_size 12|expected (12, 16)'), (dict(intermediate_size=9), 'gate_proj.weight with shape'),
+    (dict(vocab_size=12), 'vocab_size 12|expected (12, 16)'),
+    (dict(intermediate_size=9), 'gate_proj.weight with shape'),
     (dict(num_hidden_layers=1), 'and the model has no place for it'),
     (dict(num_hidden_layers=3), 'holds no tensor model.layers.2'),
     (dict(num_hidden_layers=10**6), 'says 1000000 blocks and holds'),
@@ -594,18 +604,21 @@ def test_factors_that_are_no_rule_are_refused(tmp_path):
     (dict(use_sliding_window=True), 'use_sliding_window is True: this library knows False only'),
     (dict(sliding_window=4), 'sliding_window is 4'),
     (dict(layer_types=['sliding_attention']*2), "layer_types is ['sliding_attention"),
-    (dict(layer_types=3), 'layer_types is 3'), (dict(partial_rotary_factor=.5), 'partial_rotary_factor is 0.5'),
+    (dict(layer_types=3), 'layer_types is 3'),
+    (dict(partial_rotary_factor=.5), 'partial_rotary_factor is 0.5'),
     (dict(rope_parameters={'rope_type': 'yarn', 'factor': 2.}), "rope_type of rope_scaling is 'yarn'"),
     (dict(rope_scaling={'type': 'longrope'}), "rope_type of rope_scaling is 'longrope'"),
     (dict(rope_scaling='linear'), "rope_scaling is 'linear': expected an object"),
     (dict(rope_parameters={'rope_type': 'dynamic'}), 'it has no factor'),
-    (dict(rope_parameters={'rope_type': 'dynamic', 'factor': 1e308}), 'block_size is'),
-    (dict(rope_parameters={'rope_type': 'default', 'partial_rotary_factor': .5}), 'partial_rotary_factor is 0.5'),
+    (dict(rope_parameters={'rope_type': 'dynamic', 'factor': 1e308}), 'factor is 1e+308'),
+    (dict(rope_parameters={'rope_type': 'default', 'partial_rotary_factor': .5}),
+     'partial_rotary_factor is 0.5'),
     (dict(rope_theta=0, rope_parameters=None), 'rope_theta is 0: expected a number above 0'),
     (dict(attention_bias='no'), "attention_bias is 'no': expected true or false"),
     (dict(attention_bias=True), 'holds no tensor model.layers.0.self_attn.q_proj.bias'),
     (dict(mlp_bias=True), 'holds no tensor model.layers.0.mlp.gate_proj.bias'),
-    (dict(tie_word_embeddings=1), 'tie_word_embeddings is 1'), (dict(tie_word_embeddings=False), 'lm_head.weight'),
+    (dict(tie_word_embeddings=1), 'tie_word_embeddings is 1'),
+    (dict(tie_word_embeddings=False), 'lm_head.weight'),
     (dict(rms_norm_eps='small'), "norm_eps is 'small'"), (dict(rms_norm_eps=0), 'norm_eps is 0'),
     (dict(model_type='qwen2'), 'q_proj.bias'), (dict(model_type='qwen3'), 'q_norm.weight'),
     (dict(model_type='gpt2'), 'it has no n_positions')])
@@ -624,9 +637,12 @@ def test_a_field_that_is_missing_is_named(copied, name):
     assert refusal(copied).endswith(f'config.json: it has no {name}')
 
 @pytest.mark.parametrize('changes, says', [
-    (dict(activation_function='relu'), "activation_function is 'relu'"), (dict(scale_attn_weights=False), 'scale_attn'),
-    (dict(scale_attn_by_inverse_layer_idx=True), 'inverse'), (dict(add_cross_attention=True), 'add_cross_attention'),
-    (dict(n_head=3), 'n_embd 16 is not divisible by n_head 3'), (dict(n_positions=9), 'wpe.weight with shape'),
+    (dict(activation_function='relu'), "activation_function is 'relu'"),
+    (dict(scale_attn_weights=False), 'scale_attn'),
+    (dict(scale_attn_by_inverse_layer_idx=True), 'inverse'),
+    (dict(add_cross_attention=True), 'add_cross_attention'),
+    (dict(n_head=3), 'n_embd 16 is not divisible by n_head 3'),
+    (dict(n_positions=9), 'wpe.weight with shape'),
     (dict(n_inner=5), 'c_fc.weight with shape')])
 def test_a_gpt2_that_is_none_of_ours_is_refused(tmp_path, changes, says):
     to_hf(small_model(), tmp_path)
@@ -634,7 +650,8 @@ def test_a_gpt2_that_is_none_of_ours_is_refused(tmp_path, changes, says):
     (tmp_path/'config.json').write_text(json.dumps(about | changes))
     assert says in refusal(tmp_path)
 
-@pytest.mark.parametrize('content', [b'', b'{', b'[]', b'3', b'\xff\xfe', b'['*10**5, b'{"a": ' + b'9'*9999 + b'}'])
+@pytest.mark.parametrize('content',
+                         [b'', b'{', b'[]', b'3', b'\xff\xfe', b'['*10**5, b'{"a": ' + b'9'*9999 + b'}'])
 def test_a_config_that_is_no_object_is_refused(copied, content):
     (copied/'config.json').write_bytes(content)
     assert 'config.json' in refusal(copied)
@@ -646,9 +663,11 @@ def tensors_changed(path, change):
 
 Q = 'model.layers.0.self_attn.q_proj.weight'
 @pytest.mark.parametrize('change, says', [
-    (lambda t: t.pop(Q), f'holds no tensor {Q}'), (lambda t: t.update({'../x': torch.ones(1)}), "'model.../x'"),
+    (lambda t: t.pop(Q), f'holds no tensor {Q}'),
+    (lambda t: t.update({'../x': torch.ones(1)}), "'model.../x'"),
     (lambda t: t.update({'x': torch.ones(1)}), "'model.x', and the model has no place for it"),
-    (lambda t: t.update({Q: t[Q][:3].clone()}), f'{Q} with shape'), (lambda t: t.update({Q: t[Q].flatten()}), Q),
+    (lambda t: t.update({Q: t[Q][:3].clone()}), f'{Q} with shape'),
+    (lambda t: t.update({Q: t[Q].flatten()}), Q),
     (lambda t: t.update({Q: t[Q].T.contiguous().reshape(1, 16, 16)}), Q),
     (lambda t: t.update({Q: t[Q].long()}), 'torch.int64: expected floating-point numbers'),
     (lambda t: t.update({Q: t[Q].bool()}), 'torch.bool: expected floating-point'),
@@ -670,12 +689,14 @@ def reindexed(path, change):
     change(about['weight_map'])
     index.write_text(json.dumps(about))
 
-@pytest.mark.parametrize('name', ['../m.safetensors', '/etc/m.safetensors', 'a/b.safetensors', 'm.bin', '..', '', 7, None,
-                                  'a\0.safetensors', 'a\\b.safetensors', ['m.safetensors'], 'none.safetensors'])
+@pytest.mark.parametrize('name',
+    ['../m.safetensors', '/etc/m.safetensors', 'a/b.safetensors', 'm.bin', '..', '', 7, None,
+                                  'a\0.safetensors', 'a\\b.safetensors', ['m.safetensors'],
+                                  'none.safetensors'])
 def test_an_index_that_points_elsewhere_is_refused(sharded, name):
     reindexed(sharded, lambda index: index.update({Q: name}))
     said = refusal(sharded)
-    assert 'expected a safetensors file of its folder' in said or 'there is no file' in said and 'none' in said
+    assert 'expected a safetensors file of its folder' in said or f"no file {sharded/'none.safetensors'}" in said
 
 def test_shards_that_are_missing_doubled_or_wrong_are_refused(sharded, tmp_path_factory):
     assert refusal(sharded) is None
@@ -724,7 +745,8 @@ def test_links_are_followed(hf_folder, tmp_path):
 
 def test_a_tokenizer_of_another_model_is_refused(copied):
     to_hf(small_model(vocab_size=5, tokenizer=CharTokenizer('abcde'), **LLAMA), copied.parent/'other')
-    for file in ('tokenizer.json', 'tokenizer_config.json'): shutil.copy(copied.parent/'other'/file, copied/file)
+    for file in ('tokenizer.json', 'tokenizer_config.json'):
+        shutil.copy(copied.parent/'other'/file, copied/file)
     assert 'the tokenizer has 5 tokens and the config says vocab_size 11' in refusal(copied)
 
 def test_load_model_knows_all_forms(tmp_path):
@@ -736,14 +758,15 @@ def test_load_model_knows_all_forms(tmp_path):
 
 # --- what was there before survives
 
-class Odd(CharTokenizer): "Known to LanguageModel, to no other program."
 class NoTokenizer:
+    "Known to LanguageModel, to no other program."
     vocab_size = 11
     def encode(self, text): return [0]
     def decode(self, ids): return ''
     def to_json(self): return {'kind': 'chars', 'chars': 'abcdefghijk'}
 
-def content(path): return {p.name: p.read_bytes() for p in path.iterdir()} if path.is_dir() else path.read_bytes()
+def content(path):
+    return {p.name: p.read_bytes() for p in path.iterdir()} if path.is_dir() else path.read_bytes()
 
 @pytest.mark.parametrize('make', [to_hf, to_gguf])
 def test_a_tokenizer_that_cannot_be_written_leaves_the_old_files(tmp_path, make):
@@ -778,19 +801,23 @@ def test_import_brings_no_extra():
     assert run_python('-c', code).stdout.strip() == '[]'
 
 def test_a_missing_package_is_one_line(tmp_path, small_gguf, monkeypatch):
-    monkeypatch.setitem(__import__('sys').modules, 'gguf', None)
+    monkeypatch.setitem(sys.modules, 'gguf', None)
     for attempt in (lambda: from_gguf(small_gguf), lambda: to_gguf(small_model(**LLAMA), tmp_path/'m.gguf')):
-        with pytest.raises(ImportError, match=r'^GGUF files need the package gguf \(pip install .*gguf.*\)$'): attempt()
+        with pytest.raises(ImportError, match=r'^GGUF files need the package gguf \(pip install .*gguf.*\)$'):
+            attempt()
     assert not (tmp_path/'m.gguf').exists()
     to_hf(small_model(**LLAMA), tmp_path/'f')          # which needs none
     assert load_model(tmp_path/'f')
 
 # --- the real model
 
-PROMPTS = ['The capital of France is', 'until one is found', 'def fibonacci(n):', 'Once upon a time', '1, 2, 3,',
-           'The sun rises in the', 'Dear Sir or Madam,', 'Water boils at', 'In Python, a list', 'Roses are red,']
-HOSTILE = ['', ' ', '\n\n\t', 'a'*500, '🙂👩‍👩‍👧‍👦', '中文字符 日本語 한국어', 'عربى', 'हिन्दी', 'e\u0301\u0302', '\u202eabc', '<|im_end|>',
-           '<script>', "Robert'); DROP TABLE", '12345 67,890.5', '\x00\x01\x7f', '\ufeffx', 'ﬀ ﬁ ＡＢ', 'Ǆ ß İ', "I'll we've"]
+PROMPTS = ['The capital of France is', 'until one is found', 'def fibonacci(n):', 'Once upon a time',
+           '1, 2, 3,',
+           'The sun rises in the', 'Dear Sir or Madam,', 'Water boils at', 'In Python, a list',
+           'Roses are red,']
+HOSTILE = ['', ' ', '\n\n\t', 'a'*500, '🙂👩\u200d👩\u200d👧', '中文字符 日本語', '한국어', 'عربى', 'हिन्दी',
+           'e\u0301\u0302', '\u202eabc', '<|im_end|>', '<script>', "Robert'); DROP TABLE", '12345 67,890.5',
+           '\x00\x01\x7f', '\ufeffx', 'ﬀ ﬁ ＡＢ', 'Ǆ ß İ', "I'll we've"]
 
 @pytest.mark.slow
 @real

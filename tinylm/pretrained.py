@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from .core import check_number, naming, shown, write_atomic
+from .core import check_count, check_number, naming, shown, write_atomic
 from .decoding import ADAPTERS
 from .model import LanguageModel, LMConfig
 from .modern import rope_speeds
@@ -74,10 +74,14 @@ def _widths(c, name):
     return _qkv_rows(c) if '.qkv.' in name else [c.n_wide]*2
 
 # %% ../nbs/12_pretrained.ipynb #12000045
+# parts that have their constants, or norms, together
+_QKV, _PROJ, _FFN = ('attn_q', 'attn_k', 'attn_v'), ('attn_output',), ('ffn_gate', 'ffn_up', 'ffn_down')
+_NORMED = 'attn_q_norm', 'attn_k_norm'
+
 def _gguf_config(f, tensors):
     arch = f['general.architecture']
     get = lambda name, *default: f.get(f'{arch}.{name}', *default) if default else f[f'{arch}.{name}']
-    has = lambda name: f'blk.0.{name}' in tensors
+    has = lambda parts, kind='bias': any(f'blk.0.{part}.{kind}' in tensors for part in parts)
     shape = dict(vocab_size=tensors['token_embd.weight'].shape[0], block_size=get('context_length'),
                  n_layer=get('block_count'), n_head=get('attention.head_count'),
                  n_embd=get('embedding_length'), n_inner=get('feed_forward_length'),
@@ -85,8 +89,8 @@ def _gguf_config(f, tensors):
     if arch == 'gpt2': return LMConfig(**shape, norm_eps=get('attention.layer_norm_epsilon', 1e-5))
     config = LMConfig(
         **shape, n_kv_head=get('attention.head_count_kv', None), head_dim=get('attention.key_length', None),
-        norm='rms', mlp='swiglu', positions='rotary', qk_norm=has('attn_q_norm.weight'),
-        bias=has('attn_output.bias') or has('ffn_down.bias'), qkv_bias=True if has('attn_q.bias') else None,
+        norm='rms', mlp='swiglu', positions='rotary', qk_norm=has(_NORMED, 'weight'),
+        bias=has(_PROJ + _FFN), qkv_bias=True if has(_QKV) else None,
         norm_eps=get('attention.layer_norm_rms_epsilon'), rope_theta=get('rope.freq_base', 10000.),
         rope_scaling=_gguf_scaling(get))
     for name in ('attention.value_length', 'rope.dimension_count'): f.only(f'{arch}.{name}', config.head_size)
@@ -322,7 +326,8 @@ def _scaling(f):
     if kind == 'dynamic':
         about = {'factor': f['factor'] if 'factor' not in about else about['factor']}
         about['original_max_position_embeddings'] = length
-        length = int(length*check_number('factor', about['factor'], 1))
+        length = int(check_count('max_position_embeddings', length, 1, 2**31-1)
+                     *check_number('factor', about['factor'], 1, 2**20))
     if kind == 'linear': about.pop('original_max_position_embeddings', None)
     scaling = None if kind == 'default' else {'rope_type': kind} | about
     return dict(block_size=length, rope_theta=theta, rope_scaling=scaling)
@@ -386,7 +391,10 @@ def _gguf_source(path, config, family, tensors):
         t, heads = _unpacked(path, tensors[name]), _heads(config, family, name)
         return _interleaved(t, heads, back=True) if heads and t.shape[0] == heads*config.head_size else t
     def zero(name):                                    # what no block has
-        return family != 'gpt2' and name.endswith('.bias') and f'blk.0.{name.split(".", 2)[2]}' not in tensors
+        part = name.split('.')[-2]
+        together = next((parts for parts in (_QKV, _PROJ, _FFN) if part in parts), ())
+        held = any(f'blk.0.{p}.bias' in tensors for p in together)
+        return family != 'gpt2' and together and not held and name.endswith('.bias')
     return _Source(path, tensors, get, zero)
 
 def _gguf_tokenizer(path, fields):
