@@ -86,7 +86,7 @@ def parity(ours, model, B=2):
     x = torch.randint(ours.config.vocab_size, (B, ours.config.block_size), generator=seeded(1))
     with torch.no_grad(): return (ours.prefill(x)[0] - model(x).logits).abs().max().item()
 
-def reloaded(path): return hf.AutoModelForCausalLM.from_pretrained(path).eval()
+def reloaded(path, **how): return hf.AutoModelForCausalLM.from_pretrained(path, **how).eval()
 
 @quick
 @given(configs(), st.sampled_from(['5GB', '2KB']), st.integers(0, 99))
@@ -135,8 +135,10 @@ def test_greedy_text_is_that_of_generate_to_the_end_of_the_window(config, seed):
 @given(configs(), st.sampled_from([torch.float16, torch.bfloat16, torch.float64]))
 def test_other_numbers_in_the_file_become_float32(config, dtype):
     model = theirs(config).to(dtype)
-    with folder() as f: model.save_pretrained(f); ours, _ = from_hf(f)
-    assert ours.dtype == torch.float32 and parity(ours, model.float()) <= 1e-4
+    with folder() as f:
+        model.save_pretrained(f)
+        (ours, _), other = from_hf(f), reloaded(f, dtype=torch.float32)
+    assert ours.dtype == torch.float32 and parity(ours, other) <= 1e-4
 
 @pytest.mark.parametrize('prefix', ['transformer.', ''])
 def test_gpt2_files_with_short_names_and_old_tables_are_read(tmp_path, prefix):
@@ -298,7 +300,7 @@ TINY = dict(vocab_size=11, max_position_embeddings=8, hidden_size=8, intermediat
 WRITERS = {bool: 'bool', int: 'uint32', float: 'float32', str: 'string', list: 'array'}
 
 def rewritten(source, target, tensors=lambda name, t: (t, None), fields=None, drop=(), alignment=None,
-              more={}):
+              more=()):
     "A GGUF file with other tensors or fields, by the package's own reader and writer."
     reader = gguf.GGUFReader(source)
     about = OrderedDict((n, f.contents()) for n, f in reader.fields.items() if not n.startswith('GGUF.'))
@@ -310,7 +312,7 @@ def rewritten(source, target, tensors=lambda name, t: (t, None), fields=None, dr
     for t in reader.tensors:
         numbers, kind = tensors(t.name, t.data)
         if numbers is not None: writer.add_tensor(t.name, numbers, raw_dtype=kind)
-    for name, numbers in more.items(): writer.add_tensor(name, numbers)
+    for name, numbers in dict(more).items(): writer.add_tensor(name, numbers)
     for part in ('header', 'kv_data', 'tensors'): getattr(writer, f'write_{part}_to_file')()
     writer.close()
 
@@ -696,7 +698,7 @@ def reindexed(path, change):
 def test_an_index_that_points_elsewhere_is_refused(sharded, name):
     reindexed(sharded, lambda index: index.update({Q: name}))
     said = refusal(sharded)
-    assert 'expected a safetensors file of its folder' in said or f"no file {sharded/'none.safetensors'}" in said
+    assert 'expected a safetensors file of its folder' in said or 'none.safetensors' in said
 
 def test_shards_that_are_missing_doubled_or_wrong_are_refused(sharded, tmp_path_factory):
     assert refusal(sharded) is None
