@@ -187,7 +187,7 @@ class CountModel:
         return p
 
 # %% ../nbs/00_data.ipynb #0c000018
-@patch
+@patch # from fastcore: makes the function a method of CountModel
 def write(self:CountModel,
     text, # the beginning
     n:int, # how many tokens to add
