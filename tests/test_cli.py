@@ -1,12 +1,13 @@
 "The command line as a person meets it: `main` in this process for speed, real ones where signals matter."
-import json, os, re, signal, subprocess, sys, threading, time, unicodedata
+import io, json, os, re, signal, subprocess, sys, threading, time, unicodedata
 from pathlib import Path
 
 import pytest
 import torch
 
 from helpers import run_python, seeded, start_python
-from tinylm import CharTokenizer, LanguageModel, LMConfig, TrainConfig, read_run, read_safetensors
+from tinylm import (CharTokenizer, LanguageModel, LMConfig, TrainConfig, chat, read_run, read_safetensors,
+                    to_gguf, to_hf, train_subwords)
 from tinylm.cli import main
 
 TINY = ('--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch-size 4 --eval-every 10 '
@@ -378,3 +379,53 @@ def test_the_flags_of_the_shape_are_those_of_the_course(capsys):
     about = json.loads(read_safetensors('m.safetensors')[1]['tinylm'])['config']
     own = dict(vocab_size=len(set(TEXT)), block_size=16, n_layer=1, n_head=2, n_embd=16)
     assert LMConfig(**about) == LMConfig(**own)
+
+# --- chat, and models from elsewhere
+
+TALK = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+def letters(text): return ''.join(c for c in text if c.isalnum()) # the terminal is spared all that steers it
+
+@pytest.fixture(scope='module')
+def talker(tmp_path_factory):
+    "A model with a chat template in three formats, and itself."
+    names = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
+    tokenizer = train_subwords('the cat sat on the mat. '*50, 300, names, chat_template=TALK, end=[0, 2])
+    torch.manual_seed(3)
+    modern = dict(norm='rms', mlp='swiglu', positions='rotary', bias=False)
+    model = LanguageModel(LMConfig(tokenizer.vocab_size, 128, 2, 4, 32, **modern), tokenizer).eval()
+    for w in model.parameters(): torch.nn.init.normal_(w, std=.3)
+    folder = tmp_path_factory.mktemp('talker')
+    model.save_safetensors(folder/'own.safetensors')
+    to_hf(model, folder/'hf'); to_gguf(model, folder/'m.gguf')
+    return model, folder
+
+@pytest.mark.parametrize('name', ['own.safetensors', 'hf', 'm.gguf'])
+def test_generate_takes_every_format(talker, name, capsys):
+    model, folder = talker
+    words = '--prompt cat --max-tokens 12 --temperature 0'.split()
+    assert main(['generate', '--checkpoint', str(folder/name), *words]) == 0
+    ids = torch.tensor([model.tokenizer.encode('cat')])
+    want = model.tokenizer.decode(model.decode(ids, 12, temperature=0)[0])
+    assert letters(capsys.readouterr().out) == letters(want)
+
+@pytest.mark.parametrize('name', ['hf', 'm.gguf'])
+def test_chat_answers_each_line_as_a_conversation_does(talker, name, capsys, monkeypatch):
+    model, folder = talker
+    monkeypatch.setattr('sys.stdin', io.StringIO('the cat\n\non the mat\n/quit\nnot read\n'))
+    assert main(['chat', '--checkpoint', str(folder/name), '--max-tokens', '9']) == 0
+    talk = chat(model, max_new_tokens=9)
+    want = [''.join(talk.say(line)) for line in ('the cat', 'on the mat')]
+    assert letters(capsys.readouterr().out) == letters(''.join(want))
+
+def test_chat_needs_a_template_and_says_so(tmp_path, capsys):
+    model = LanguageModel(LMConfig(3, 8, 1, 1, 8), CharTokenizer('abc'))
+    model.save_safetensors(tmp_path/'m.safetensors')
+    assert main(['chat', '--checkpoint', str(tmp_path/'m.safetensors')]) == 2
+    said = capsys.readouterr().err
+    assert 'chat template' in said and said.count('\n') == 1
+
+def test_the_doctor_looks_at_a_model(talker, capsys):
+    assert main(['doctor', '--checkpoint', str(talker[1]/'m.gguf')]) == 0
+    assert 'ok  this model' in capsys.readouterr().out

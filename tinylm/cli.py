@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #d86cd208
-import argparse, json, os, signal, sys, threading
+import argparse, json, os, signal, sys, threading, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from math import inf
@@ -19,9 +19,11 @@ from .bench import SIZES, bench_table, benchmark
 from .core import write_atomic
 from .data import CharTokenizer, CountModel, TextStream, load_corpus, read_tokenizer, train_val_split
 from .decoding import Sampling, compare_phases, phase_table
-from .doctor import checkup
+from .conversation import chat
+from .doctor import about_model, checkup
 from .model import LanguageModel, LMConfig
 from .modern import DEMO, PRESETS
+from .pretrained import load_model
 from .training import OPTIMIZERS, PACES, TrainConfig, check_device, checkpoint_path, device_of, evaluate
 from .training import read_run, train
 
@@ -160,6 +162,8 @@ def _add_train(commands):
     t.set_defaults(run=_train, again='the same command with --resume')
 
 # %% ../nbs/cli.ipynb #8c15a933
+_MODEL = 'a model: what tinylm train wrote, a GGUF file, or a folder of Hugging Face'
+
 def _stream(model, prompt, max_tokens, sampling):
     if not prompt: raise ValueError('the prompt is empty: expected at least one character')
     if model.tokenizer is None:
@@ -172,25 +176,75 @@ def _stream(model, prompt, max_tokens, sampling):
 
 def _generate(args):
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-    model = LanguageModel.from_safetensors(args.checkpoint).to(check_device(args.device))
+    model = load_model(args.checkpoint).to(check_device(args.device))
     _stream(model, args.prompt, args.max_tokens, sampling)
 
 # %% ../nbs/cli.ipynb #c11d0015
+def _add_dials(parser, temperature):
+    parser.add_argument('--temperature', type=float, default=temperature,
+                   help='below 1 bolder favourites, above 1 more surprise, 0 always the best token '
+                        '(%(default)s)')
+    parser.add_argument('--top-k', type=int, help='draw from this many of the best tokens')
+    parser.add_argument('--top-p', type=float,
+                   help='draw from the best tokens that together reach this probability')
+    parser.add_argument('--seed', type=int, help='the same seed writes the same text')
+    _add_device(parser)
+
 def _add_generate(commands):
     g = commands.add_parser('generate', help='decode: let a model continue a prompt',
                             description='Continue a prompt, one token at a time.')
-    g.add_argument('--checkpoint', required=True, help='a file that tinylm train wrote')
+    g.add_argument('--checkpoint', required=True, help=_MODEL)
     g.add_argument('--prompt', required=True, help='the beginning of the text')
     g.add_argument('--max-tokens', type=int, default=200, help='how many tokens to write (%(default)s)')
-    g.add_argument('--temperature', type=float, default=1.,
-                   help='below 1 bolder favourites, above 1 more surprise, 0 always the best token '
-                        '(%(default)s)')
-    g.add_argument('--top-k', type=int, help='draw from this many of the best tokens')
-    g.add_argument('--top-p', type=float,
-                   help='draw from the best tokens that together reach this probability')
-    g.add_argument('--seed', type=int, help='the same seed writes the same text')
-    _add_device(g)
+    _add_dials(g, temperature=1.)
     g.set_defaults(run=_generate)
+
+# %% ../nbs/cli.ipynb #c4a70002
+@contextmanager
+def _until_ctrl_c():
+    "Ctrl-C ends what is inside, and no more."
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is signal.SIG_IGN: yield; return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try: yield
+    except KeyboardInterrupt:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN: raise           # somebody ends all of it
+    finally: signal.signal(signal.SIGINT, before)
+
+def _message():
+    "The next line, or None."
+    try: return input('> ' if sys.stdin.isatty() else '')
+    except EOFError: return None
+
+# %% ../nbs/cli.ipynb #c4a70003
+def _answer(talk, message):
+    with _until_ctrl_c():
+        for piece in talk.say(message): _write(piece)
+    _write('\n')
+    turn = talk.turns[-1] if talk.turns else None
+    if turn and turn.dropped: print(f'(the {turn.dropped} oldest messages no longer fit)', file=sys.stderr)
+    if turn and sys.stdin.isatty(): print(f'({turn})', file=sys.stderr)
+
+def _chat(args):
+    if sys.stdin is None: raise ValueError('there is nobody to talk to: standard input is closed')
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    model = load_model(args.checkpoint).to(check_device(args.device))
+    talk = chat(model, system=args.system, sampling=sampling, max_new_tokens=args.max_tokens)
+    warnings.simplefilter('ignore')                    # what is left out is said in a line of its own
+    while (message := _message()) not in (None, '/quit'):
+        try:
+            if message.strip(): _answer(talk, message)
+        except ValueError as e: _complain(e, 2)
+
+# %% ../nbs/cli.ipynb #c4a70004
+def _add_chat(commands):
+    c = commands.add_parser('chat', help='talk with a model that was trained for it',
+                            description='A line is a message. Ctrl-C stops an answer, /quit ends the chat.')
+    c.add_argument('--checkpoint', required=True, help=_MODEL)
+    c.add_argument('--system', help='what the model is told before all else')
+    c.add_argument('--max-tokens', type=int, default=512, help='the longest answer (%(default)s)')
+    _add_dials(c, temperature=0.)
+    c.set_defaults(run=_chat)
 
 # %% ../nbs/cli.ipynb #2f85299b
 _BEGINNING = 'until one is found' # of both texts
@@ -226,7 +280,7 @@ def _add_demo(commands):
 # %% ../nbs/cli.ipynb #45c9c701
 def _bench(args):
     path = args.checkpoint
-    model = LanguageModel.from_safetensors(path) if path else LanguageModel(SIZES[args.size]).eval()
+    model = load_model(path) if path else LanguageModel(SIZES[args.size]).eval()
     result = benchmark(model, args.prompt)
     if args.json: write_atomic(args.json, [json.dumps(result, indent=1).encode()])
     print(bench_table(result))
@@ -237,7 +291,7 @@ def _add_bench(commands):
         description='Measure the two phases of a model on this machine, beside the limits of the machine.')
     b.add_argument('--size', choices=SIZES, default='S',
                    help='a model with random weights, from a toy to GPT-2 small (%(default)s)')
-    b.add_argument('--checkpoint', help='a file that tinylm train wrote, in place of --size')
+    b.add_argument('--checkpoint', help=f'{_MODEL}, in place of --size')
     b.add_argument('--prompt', type=int, default=16,
                    help='tokens that are read before decoding (%(default)s)')
     b.add_argument('--json', metavar='FILE', help='write everything measured to this file')
@@ -245,7 +299,7 @@ def _add_bench(commands):
 
 # %% ../nbs/cli.ipynb #d0c0c002
 def _doctor(args):
-    findings = checkup()
+    findings = checkup() + ([about_model(load_model(args.checkpoint))] if args.checkpoint else [])
     for f in findings: _write(str(f).replace('\n', ' ') + '\n')
     bad = [f.name for f in findings if not f.good and not f.needed]
     if bad: raise RuntimeError(f'something is wrong with: {", ".join(bad)}')
@@ -254,13 +308,14 @@ def _add_doctor(commands):
     d = commands.add_parser('doctor', help='look at this machine: versions, folders, and whether the law '
                                            'holds',
                             description='One line for each thing: ok, NO, or -- where only some need it.')
+    d.add_argument('--checkpoint', help=f'look at this one, too: {_MODEL}')
     d.set_defaults(run=_doctor)
 
 # %% ../nbs/cli.ipynb #e19c5aaa
 def _parser():
     p = _Parser(prog='tinylm', description='Train a small language model on any text, and let it write.')
     p.add_argument('--version', action='version', version=f'tinylm {tinylm.__version__}')
-    adders = (_add_train, _add_generate, _add_demo, _add_bench, _add_doctor)
+    adders = (_add_train, _add_generate, _add_chat, _add_demo, _add_bench, _add_doctor)
     names = ' | '.join(add.__name__.removeprefix('_add_') for add in adders)
     commands = p.add_subparsers(dest='command', required=True, metavar=names)
     for add in adders: add(commands)
@@ -321,7 +376,7 @@ def main(
         except BrokenPipeError:                            # the reader has left; nothing more to say to it
             _give_up_stdout()
             return 0 if command == 'generate' else _complain('nobody reads the output any more', 2)
-        except (ValueError, OSError, RuntimeError, MemoryError) as e:
+        except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as e:
             # PyTorch turns a Ctrl-C in the middle of a call into an error of its own
             return _ended(_complain('stopped', 130) if signals else _complain(e, 2))
 
