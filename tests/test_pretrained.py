@@ -112,12 +112,12 @@ def test_what_goes_back_to_transformers_is_the_same(config, seed):
         again, _ = from_hf(f/'b')
     assert again.config == ours.config and same(again, ours)
 
-def parted(model, a, b):
-    "Two greedy texts, and whether they part only where two logits are equal within rounding."
+def parted(model, a, b, rounding=1e-4):
+    "Whether two greedy texts part where two logits are not equal within rounding."
     first = next((t for t in range(len(a)) if a[t] != b[t]), None)
     if first is None: return False
     top = model.prefill(a[None, :first])[0][0, -1].topk(2).values
-    return (top[0] - top[1]).item() > 1e-4
+    return (top[0] - top[1]).item() > rounding
 
 @few
 @given(configs(), st.integers(0, 99))
@@ -698,7 +698,8 @@ def reindexed(path, change):
 def test_an_index_that_points_elsewhere_is_refused(sharded, name):
     reindexed(sharded, lambda index: index.update({Q: name}))
     said = refusal(sharded)
-    assert 'expected a safetensors file of its folder' in said or 'none.safetensors' in said
+    inside = name == 'none.safetensors'
+    assert ('there is no file' if inside else 'expected a safetensors file of its folder') in said
 
 def test_shards_that_are_missing_doubled_or_wrong_are_refused(sharded, tmp_path_factory):
     assert refusal(sharded) is None
@@ -865,11 +866,27 @@ def test_the_real_tokenizer_is_that_of_transformers(both):
 # --- llama.cpp
 
 @pytest.mark.slow
-@pytest.mark.parametrize('family', ['gpt2', 'llama', 'qwen3'])
-def test_llama_cpp_reads_our_files_and_writes_the_same(tmp_path, family):
+@pytest.mark.parametrize('family', FAMILIES)
+def test_llama_cpp_reads_our_files_and_writes_the_same(tmp_path, family): beside_llama_cpp(tmp_path, family)
+
+RULE = dict(rope_type='llama3', factor=8., low_freq_factor=1., high_freq_factor=4.,
+            original_max_position_embeddings=16)
+@pytest.mark.slow
+@pytest.mark.parametrize('family, changes', [
+    ('gpt2', dict(bias=False)), ('gpt2', dict(bias=False, qkv_bias=True)),
+    ('gpt2', dict(tie_embeddings=False)),
+    ('llama', dict(bias=True)), ('llama', dict(bias=True, qkv_bias=False)),
+    ('llama', dict(rope_scaling=RULE)),
+    ('qwen2', dict(rope_scaling=RULE)), ('qwen3', dict(qkv_bias=True)),
+    ('qwen3', dict(rope_scaling=dict(rope_type='linear', factor=2.)))])
+def test_llama_cpp_reads_what_is_rare(tmp_path, family, changes):
+    beside_llama_cpp(tmp_path, family, **changes)
+
+def beside_llama_cpp(tmp_path, family, **changes):
     lcpp = pytest.importorskip('llama_cpp')
     chars = 'abcdefghijklmnopqrstuvwxyz .,\n?'
-    shape = OURS[family] | dict(n_embd=64, head_dim=None, vocab_size=len(chars), block_size=64)
+    most = 2e-3 if family == 'gpt2' else 1e-3          # its GELU comes from a table of 16-bit numbers
+    shape = OURS[family] | dict(n_embd=64, head_dim=None, vocab_size=len(chars), block_size=64) | changes
     model = small_model(tokenizer=CharTokenizer(chars), **shape).eval()
     to_gguf(model, tmp_path/'m.gguf')
     # its cache in float32, too
@@ -878,9 +895,9 @@ def test_llama_cpp_reads_our_files_and_writes_the_same(tmp_path, family):
         x = torch.randint(len(chars), (1, 5 + n), generator=seeded(n))
         other.reset(); other.eval(x[0].tolist())
         logits = torch.tensor(other.scores[:x.shape[1]].copy())
-        assert (model.prefill(x)[0][0] - logits).abs().max() <= 1e-3
+        assert (model.prefill(x)[0][0] - logits).abs().max() <= most
         got, ids = model.decode(x, 64 - x.shape[1], temperature=0)[0], x[0].tolist()
         while len(ids) < 64:
             ids.append(int(other.scores[len(ids) - 1].argmax()))
             if len(ids) < 64: other.eval(ids[-1:])
-        assert not parted(model, got, torch.tensor(ids))
+        assert not parted(model, got, torch.tensor(ids), 2*most)

@@ -134,7 +134,7 @@ def from_gguf(
     if 'rope_freqs.weight' in tensors:
         factors = _unpacked(path, tensors.pop('rope_freqs.weight'))
         config = _config_of(path, fields, lambda f: _with_factors(f, config, factors))
-    tokenizer = _gguf_tokenizer(path, fields)
+    tokenizer = _tokenizer(path, 'tokenizer.ggml.tokens' in fields, tokenizer_from_gguf, fields)
     model = _assemble(config, tokenizer, family, 1, _gguf_source(path, config, family, tensors))
     return model, model.tokenizer
 
@@ -147,7 +147,7 @@ def from_hf(
     path, about = folder/'config.json', _json(folder/'config.json')
     family = _known(path, about.get('model_type'), FAMILIES)
     config = _config_of(path, about, FAMILIES[family])
-    tokenizer = tokenizer_from_hf(folder) if (folder/'tokenizer.json').exists() else None
+    tokenizer = _tokenizer(folder, (folder/'tokenizer.json').exists(), tokenizer_from_hf, folder)
     model = _assemble(config, tokenizer, family, 0, _hf_source(folder, family, about, config.tie_embeddings))
     return model, model.tokenizer
 
@@ -397,11 +397,6 @@ def _gguf_source(path, config, family, tensors):
         return family != 'gpt2' and together and not held and name.endswith('.bias')
     return _Source(path, tensors, get, zero)
 
-def _gguf_tokenizer(path, fields):
-    if 'tokenizer.ggml.tokens' not in fields: return None
-    try: return tokenizer_from_gguf(fields)
-    except ValueError as e: raise ValueError(f'{path}: {e}') from None
-
 # %% ../nbs/12_pretrained.ipynb #12000024
 def _their_config(c, family):
     "What config.json has to say of one of our models."
@@ -491,6 +486,11 @@ def _known(path, kind, kinds):
     return kind
 
 # %% ../nbs/12_pretrained.ipynb #12000031
+def _tokenizer(path, there, read, source):
+    "The tokenizer where there is one; an error names the file."
+    try: return read(source) if there else None
+    except ValueError as e: raise ValueError(str(e) if str(path) in str(e) else f'{path}: {e}') from None
+
 # tables that some versions kept with the weights
 _BUFFERS = '.rotary_emb.inv_freq', '.attn.bias', '.attn.masked_bias'
 
