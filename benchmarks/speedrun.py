@@ -5,6 +5,7 @@
     python benchmarks/speedrun.py --like demo              the modern blocks of lesson 11
     python benchmarks/speedrun.py --records                the table of records
     python benchmarks/speedrun.py --search steps=500       one change a row
+    python benchmarks/speedrun.py --parts steps=300        one modern part a row
 
 The text is cut as in lesson 03, and each model is judged on the whole held-out tenth. A run beats the
 count if it ends below it. The clock runs during the steps and stands still during evaluations. Names
@@ -28,6 +29,13 @@ RECORDS = { # each is the one before it and a change
     'a shorter memory': dict(steps=520),
     'larger steps': dict(lr=.014, steps=490),
 }
+
+PARTS = { # of lesson 11, one change a row; the width of SwiGLU like for like
+    'GPT': {}, 'RMSNorm': dict(norm='rms'), 'rotary': dict(positions='rotary'),
+    'SwiGLU': dict(mlp='swiglu', n_inner=344), 'one head of keys': dict(n_kv_head=1),
+    'QK-norm': dict(qk_norm=True), 'untied': dict(tie_embeddings=False), 'no biases': dict(bias=False),
+}
+PARTS['all'] = {name: value for change in PARTS.values() for name, value in change.items()}
 
 def search(c):
     "What one change to a recipe gains or costs."
@@ -96,13 +104,15 @@ def main():
     p.add_argument('--seeds', type=int, default=3, help='runs of each row (%(default)s)')
     which = p.add_mutually_exclusive_group()
     which.add_argument('--records', action='store_true', help='all rows of the table of records')
+    which.add_argument('--parts', action='store_true', help='the modern parts, one change a row')
     which.add_argument('--search', action='store_true', help='one change a row')
     args = p.parse_args()
     given = dict(args.changes)
     try: text, (shape, recipe) = Text(load_corpus(args.corpus)), configs(given, args.like)
     except (TypeError, ValueError, OSError) as e: p.error(str(e))
     yours = ' '.join(f'{k}={v}' for k, v in given.items()) or args.like
-    rows = RECORDS if args.records else search(recipe) if args.search else {yours: {}}
+    one = search(recipe) if args.search else {yours: {}}
+    rows = RECORDS if args.records else PARTS if args.parts else one
     print(f'{args.corpus}, SHA-256 {text.sha256[:12]}…; {torch.get_num_threads()} threads, '
           f'torch {torch.__version__}; {args.seeds} seeds; the count: {text.count(shape.block_size):.3f}')
     print(f'{"":36} {"steps":>6} {"time":>9}   loss (spread)')
