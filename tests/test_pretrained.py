@@ -20,6 +20,7 @@ from tinylm.pretrained import FAMILIES, family_of, from_gguf, from_hf, load_mode
 hf.utils.logging.set_verbosity_error()
 hf.utils.logging.disable_progress_bar()
 few = settings(quick, max_examples=15)
+long = pytest.mark.skipif('TINYLM_LONG' not in os.environ, reason='TINYLM_LONG=1 runs it: minutes')
 REAL = Path(os.environ.get('TINYLM_REAL_MODEL') or data_dir()/'SmolLM2-135M-Instruct.Q4_1.gguf')
 real = pytest.mark.skipif(not REAL.exists(), reason=f'there is no {REAL}: make real-model fetches it')
 LLAMA = dict(norm='rms', mlp='swiglu', positions='rotary', bias=False, n_head=4, n_kv_head=2)
@@ -424,6 +425,7 @@ def test_a_gguf_file_that_is_cut_is_refused(small_gguf, tmp_path):
     for n in {*range(0, 40), *random.Random(1).sample(range(size), 200), *range(size - 40, size)}:
         cut_at(small_gguf, tmp_path/'m.gguf', n, model)
 
+@long
 @pytest.mark.slow
 def test_a_gguf_file_that_is_cut_anywhere_is_refused(small_gguf, tmp_path):
     model = load_model(small_gguf)
@@ -432,6 +434,7 @@ def test_a_gguf_file_that_is_cut_anywhere_is_refused(small_gguf, tmp_path):
 def test_a_changed_gguf_file_is_refused_or_read(small_gguf, tmp_path):
     assert storm(small_gguf.parent, tmp_path, 'm.gguf', 300) > 100
 
+@long
 @pytest.mark.slow
 def test_ten_thousand_changed_gguf_files(small_gguf, tmp_path):
     assert storm(small_gguf.parent, tmp_path, 'm.gguf', 10_000, 1) > 3000
@@ -441,6 +444,7 @@ def test_ten_thousand_changed_gguf_files(small_gguf, tmp_path):
 def test_changed_files_of_a_folder_are_refused_or_read(hf_folder, copied, name):
     assert storm(hf_folder, copied, name, 100) > 10
 
+@long
 @pytest.mark.slow
 @pytest.mark.parametrize('name',
                          ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'])
@@ -454,6 +458,7 @@ def test_a_folder_with_a_file_that_is_cut_is_refused(hf_folder, copied, name):
         (copied/name).write_bytes(content[:n])
         assert refusal(copied)
 
+@long
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['config.json', 'model.safetensors'])
 def test_a_folder_with_a_file_that_is_cut_anywhere_is_refused(hf_folder, copied, name):
