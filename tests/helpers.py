@@ -12,6 +12,10 @@ from tinylm import LanguageModel, LMConfig, quantize_
 SMALL = dict(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16)
 STORM = int(os.environ.get('TINYLM_STORM', 4)) # engines in a storm of signals; the whole storm has 150
 DEVICE = os.environ.get('TINYLM_DEVICE', 'cpu') # where the models of the tests are
+CHATML = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 quick = settings(deadline=None, max_examples=40)
 
 def seeded(n=0, device='cpu'): return torch.Generator(device).manual_seed(n)

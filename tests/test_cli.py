@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import run_python, seeded, start_python
+from helpers import CHATML, run_python, seeded, start_python
 from tinylm import (CharTokenizer, LanguageModel, LMConfig, TrainConfig, chat, read_run, read_safetensors,
                     to_gguf, to_hf, train_subwords)
 from tinylm.cli import main
@@ -382,16 +382,13 @@ def test_the_flags_of_the_shape_are_those_of_the_course(capsys):
 
 # --- chat, and models from elsewhere
 
-TALK = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-
 def letters(text): return ''.join(c for c in text if c.isalnum()) # the terminal is spared all that steers it
 
 @pytest.fixture(scope='module')
 def talker(tmp_path_factory):
     "A model with a chat template in three formats, and itself."
     names = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
-    tokenizer = train_subwords('the cat sat on the mat. '*50, 300, names, chat_template=TALK, end=[0, 2])
+    tokenizer = train_subwords('the cat sat on the mat. '*50, 300, names, chat_template=CHATML, end=[0, 2])
     torch.manual_seed(3)
     modern = dict(norm='rms', mlp='swiglu', positions='rotary', bias=False)
     model = LanguageModel(LMConfig(tokenizer.vocab_size, 128, 2, 4, 32, **modern), tokenizer).eval()

@@ -3,7 +3,7 @@ import copy, json, pickle, time
 
 import pytest
 import torch
-from helpers import quick, run_python, small_model
+from helpers import CHATML, quick, run_python, small_model
 from hypothesis import given, settings, strategies as st
 
 from tinylm import CharTokenizer, LanguageModel, LMConfig, SubwordTokenizer, TextStream, chat_ids
@@ -28,10 +28,6 @@ HOSTILE = ['', ' ', '  ', '\n', '\r\n', '\n\n\n', '\t', '\0', '\x7f\x80\x9b', "i
 EVERY_BYTE = ''.join(map(chr, range(256)))
 CUTS = ['gpt-2', 'smollm', 'llama-bpe', 'qwen2']
 SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
-CHATML = """{% for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
 SMALL = train_subwords(' '.join(SCRIPTS + HOSTILE)*2 + " it's 12 345\n", 800, SPECIAL, chat_template=CHATML)
 FIELDS = tokenizer_to_gguf(SMALL)
 

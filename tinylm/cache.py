@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from .core import check_count
 from .decoding import STEPS, Sampling, Step, naive_step
 from .model import LanguageModel, LMConfig, Pass, Watched
+from .training import device_of
 
 # %% ../nbs/05_kv_cache.ipynb #6390b904
 @patch
@@ -50,8 +51,8 @@ class KVCache:
         length:int|None=None, # positions in a row; never more than the model can read
     )->'KVCache':
         "A cache for a model, with its types and on its device."
-        device, longest = model.tok_emb.weight.device, model.config.block_size
-        return cls(model.config, batch, min(longest, length or longest), model.dtype, device)
+        longest = model.config.block_size
+        return cls(model.config, batch, min(longest, length or longest), model.dtype, device_of(model))
 
     @property
     def lengths(self)->list[int]: # one for each row

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['shown', 'check_count', 'check_number', 'check_one_of', 'naming', 'write_atomic', 'check_writable', 'owning',
-           'data_dir', 'Changes', 'judge']
+           'read_object', 'data_dir', 'Changes', 'judge']
 
 # %% ../nbs/core.ipynb #core0004
-import os, sys
+import json, os, sys
 from contextlib import contextmanager, suppress
 from difflib import unified_diff
 from hashlib import sha256
@@ -198,6 +198,18 @@ def owning(
         except OSError: pass
         if f: f.close()
         if not owned: _sweep(real)
+
+# %% ../nbs/core.ipynb #core0031
+def read_object(
+    path:str|Path, # a JSON file
+)->dict:
+    "The object in a JSON file; `FileNotFoundError` where there is none, else a `ValueError`."
+    try: about = json.loads(Path(path).read_text(encoding='utf-8'))
+    except FileNotFoundError: raise FileNotFoundError(f'there is no file {path}') from None
+    except (ValueError, RecursionError, OSError) as e:
+        raise ValueError(f'{path} is not JSON ({shown(str(e))})') from None
+    if not isinstance(about, dict): raise ValueError(f'{path} is {shown(about)}: expected an object')
+    return about
 
 # %% ../nbs/core.ipynb #core0018
 def data_dir()->Path: # `$TINYLM_DATA` where that is set, else the user's cache folder

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'MLPS', 'POSITIONS', 'MEET', 'WEIGHTS', 'FORMAT', 'LMConfig', 'MLP', 'Block', 'Pass', 'Fresh', 'Watched',
-           'TokenTable', 'LanguageModel', 'check_ids', 'check_trainable', 'differences', 'read_safetensors',
-           'check_format']
+           'TokenTable', 'LanguageModel', 'check_ids', 'check_trainable', 'differences', 'reading_safetensors',
+           'read_safetensors', 'check_format', 'check_floats']
 
 # %% ../nbs/02_model.ipynb #ee30412c
 import json
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from math import sqrt
@@ -188,6 +188,8 @@ class Watched(Pass):
 # %% ../nbs/02_model.ipynb #13a00201
 class TokenTable(nn.Embedding):
     "A row for each token, which serves at both ends."
+    dtype = property(lambda self: self.weight.dtype, doc='The type of what it gives.')
+
     def scores(self,
         hidden:torch.Tensor, # (..., C), the stream after the last norm
     )->torch.Tensor: # (..., V)
@@ -355,7 +357,7 @@ def check_ids(
 @patch(as_prop=True)
 def dtype(self:LanguageModel)->torch.dtype:
     "The type of the numbers in the stream, and so of keys and values."
-    return next(p.dtype for p in self.parameters() if p.is_floating_point())
+    return self.tok_emb.dtype
 
 def check_trainable(
     model:LanguageModel, # whose loss is asked for
@@ -387,17 +389,25 @@ def _check_cache(model, cache):
     return cache
 
 # %% ../nbs/02_model.ipynb #9e357486
+@contextmanager
+def reading_safetensors(
+    path, # any file
+):
+    "Inside the `with` block it is said in one line that a safetensors file is missing or not whole."
+    try:
+        if Path(path).exists() and not Path(path).is_file(): raise OSError('not a regular file')
+        yield
+    except FileNotFoundError: raise FileNotFoundError(f'there is no file {path}') from None
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f'{path} is not a whole safetensors file ({" ".join(str(e).split())})') from None
+
 def read_safetensors(
     path, # any safetensors file
 )->tuple[dict, dict]: # tensors by name, metadata by name
     "All of a safetensors file; `FileNotFoundError` where there is none, `ValueError` where it is not whole."
-    try:
-        if Path(path).exists() and not Path(path).is_file(): raise OSError('not a regular file')
-        with safe_open(path, 'pt') as f:               # cloned, or the tensors would follow the file
-            return {k: f.get_tensor(k).clone() for k in f.keys()}, f.metadata() or {}
-    except FileNotFoundError: raise FileNotFoundError(f'there is no file {path}') from None
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f'{path} is not a whole safetensors file ({e})') from None
+    with reading_safetensors(path), safe_open(path, 'pt') as f:
+        # cloned, or the tensors would follow the file
+        return {k: f.get_tensor(k).clone() for k in f.keys()}, f.metadata() or {}
 
 # %% ../nbs/02_model.ipynb #ae8ec89b
 def check_format(
@@ -430,7 +440,15 @@ def _read_model_file(path):
                          f'wrote ({shown(str(e))})') from None
 
 # %% ../nbs/02_model.ipynb #67c3b743
-_FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
+def check_floats(
+    path, # the file, for the message
+    name:str, # of the tensor
+    t:torch.Tensor, # what the file holds
+):
+    "Refuse numbers that no weight can be."
+    if t.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f'{path} holds {name} as {t.dtype}: expected floating-point numbers of 16 to 64 '
+                         f'bits')
 
 def _check_tensors(path, tensors, model):
     mine = model.state_dict()
@@ -444,9 +462,7 @@ def _check_tensors(path, tensors, model):
         raise ValueError(f'{path} holds numbers of several types ({", ".join(sorted(kinds))}): expected one')
 
 def _check_numbers(path, name, t, like):
-    if like.is_floating_point and t.dtype not in _FLOATS:
-        raise ValueError(f'{path} holds {name} as {t.dtype}: expected floating-point numbers of 16 to 64 '
-                         f'bits')
+    if like.is_floating_point: check_floats(path, name, t)
     if not like.is_floating_point and t.dtype != like:
         raise ValueError(f'{path} holds {name} as {t.dtype}: expected {like}')
     if name.endswith('.scale') and (bad := t[~((t > 0) & t.isfinite())]).numel():

@@ -16,13 +16,13 @@ from pathlib import Path
 # %% ../nbs/12_pretrained.ipynb #12000005
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 
-from .core import check_count, check_number, naming, shown, write_atomic
+from .core import check_count, check_number, naming, read_object, shown, write_atomic
 from .decoding import ADAPTERS
-from .model import LanguageModel, LMConfig
-from .modern import rope_speeds
+from .model import LanguageModel, LMConfig, check_floats, reading_safetensors
+from .modern import rope_speeds, scaling_of
 from .subwords import tokenizer_from_gguf, tokenizer_from_hf, tokenizer_to_gguf, tokenizer_to_hf
 
 # %% ../nbs/12_pretrained.ipynb #12000010
@@ -79,6 +79,7 @@ _QKV, _PROJ, _FFN = ('attn_q', 'attn_k', 'attn_v'), ('attn_output',), ('ffn_gate
 _NORMED = 'attn_q_norm', 'attn_k_norm'
 
 def _gguf_config(f, tensors):
+    _check_gguf(f, tensors)
     arch = f['general.architecture']
     get = lambda name, *default: f.get(f'{arch}.{name}', *default) if default else f[f'{arch}.{name}']
     has = lambda parts, kind='bias': any(f'blk.0.{part}.{kind}' in tensors for part in parts)
@@ -130,7 +131,7 @@ def from_gguf(
     if not path.exists(): raise FileNotFoundError(f'there is no file {path}')
     fields, tensors = _open_gguf(path)
     family = _known(path, fields.get('general.architecture'), FAMILIES)
-    config = _config_of(path, fields, lambda f: _check_gguf(f, tensors) or _gguf_config(f, tensors))
+    config = _config_of(path, fields, lambda f: _gguf_config(f, tensors))
     if 'rope_freqs.weight' in tensors:
         factors = _unpacked(path, tensors.pop('rope_freqs.weight'))
         config = _config_of(path, fields, lambda f: _with_factors(f, config, factors))
@@ -144,7 +145,7 @@ def from_hf(
 )->tuple: # the `LanguageModel`, float32 and in evaluation mode; its tokenizer or None
     "Read a GPT-2, Llama, Qwen2 or Qwen3 in the layout of Hugging Face; anything else is a one-line error."
     folder = Path(folder)
-    path, about = folder/'config.json', _json(folder/'config.json')
+    path, about = folder/'config.json', read_object(folder/'config.json')
     family = _known(path, about.get('model_type'), FAMILIES)
     config = _config_of(path, about, FAMILIES[family])
     tokenizer = _tokenizer(folder, (folder/'tokenizer.json').exists(), tokenizer_from_hf, folder)
@@ -405,7 +406,7 @@ def _their_config(c, family):
                     n_embd=c.n_embd, n_inner=c.n_inner, layer_norm_epsilon=c.norm_eps,
                     activation_function='gelu_new', tie_word_embeddings=c.tie_embeddings,
                     resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
-    scaling, length = dict(c.rope_scaling or {'rope_type': 'default'}), c.block_size
+    scaling, length = scaling_of(c), c.block_size
     if scaling['rope_type'] == 'dynamic': length = scaling.pop('original_max_position_embeddings')
     about = dict(max_position_embeddings=length, rope_theta=c.rope_theta,
                  rope_parameters=scaling | {'rope_theta': c.rope_theta})
@@ -425,17 +426,18 @@ _CLASSES = {'gpt2': 'GPT2LMHeadModel', 'llama': 'LlamaForCausalLM', 'qwen2': 'Qw
 
 # %% ../nbs/12_pretrained.ipynb #12000025
 def _shards(folder):
-    "Which file holds which tensor."
+    "Which file holds which tensor, and the files, opened."
     where, listed = {}, {}
     if (single := folder/'model.safetensors').exists(): files = [single]
     else: listed = _listed(folder); files = sorted(set(listed.values()))
-    for file in files:
-        for name in _opened(file).keys():
+    opened = {file: _opened(file) for file in files}
+    for file, f in opened.items():
+        for name in f.keys():
             if name in where: raise ValueError(f'{file} and {where[name]} both hold {shown(name)}')
             where[name] = file
     for name, file in listed.items():
         if where.get(name) != file: raise ValueError(f'{file} does not hold {shown(name)}, as the index says')
-    return where
+    return where, opened
 
 # %% ../nbs/12_pretrained.ipynb #1200002b
 def _nothing(folder):
@@ -444,27 +446,13 @@ def _nothing(folder):
     raise FileNotFoundError(f'{folder} holds no model.safetensors' + why)
 
 def _opened(file):
-    try:
-        if file.exists() and not file.is_file(): raise OSError('not a regular file')
-        return safe_open(file, 'pt')
-    except FileNotFoundError: raise FileNotFoundError(f'there is no file {file}') from None
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f'{file} is not a whole safetensors file ({shown(str(e))})') from None
-
-# %% ../nbs/12_pretrained.ipynb #12000030
-def _json(path):
-    try: about = json.loads(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError: raise FileNotFoundError(f'there is no file {path}') from None
-    except (ValueError, RecursionError, OSError) as e:
-        raise ValueError(f'{path} is not JSON ({shown(str(e))})') from None
-    if not isinstance(about, dict): raise ValueError(f'{path} is {shown(about)}: expected an object')
-    return about
+    with reading_safetensors(file): return safe_open(file, 'pt')
 
 # %% ../nbs/12_pretrained.ipynb #1200002f
 def _listed(folder):
     "The shards that an index names, by tensor."
     if not (index := folder/'model.safetensors.index.json').exists(): _nothing(folder)
-    listed = _json(index).get('weight_map')
+    listed = read_object(index).get('weight_map')
     if not isinstance(listed, dict) or not listed:
         raise ValueError(f'{index} lists no tensors: expected a weight_map')
     for name in listed.values():
@@ -506,23 +494,18 @@ def _turned(family, name, t):
 # %% ../nbs/12_pretrained.ipynb #12000033
 def _hf_source(folder, family, about, tied):
     "The tensors of a folder by their full names."
-    files = _shards(folder)
+    files, opened = _shards(folder)
     names = {_full(family, n): n for n in files if not n.endswith(_BUFFERS)}
     if tied: names.pop('lm_head.weight', None)
-    opened = {file: _opened(file) for file in {*files.values()}}
     def get(name):
         own = names[name]
-        return _turned(family, name, _floats(files[own], own, opened[files[own]].get_tensor(own)))
+        t = opened[files[own]].get_tensor(own)
+        check_floats(files[own], own, t)
+        return _turned(family, name, t.to(torch.float32, copy=True))
     def zero(name):
         part = 'mlp_bias' if '.mlp.' in name else 'attention_bias'
         return family in ('llama', 'qwen3') and name.endswith('.bias') and not about.get(part, False)
     return _Source(folder, names, get, zero)
-
-def _floats(file, name, t):
-    if t.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f'{file} holds {name} as {t.dtype}: expected floating-point numbers of 16 to '
-                         f'64 bits')
-    return t.to(torch.float32, copy=True)
 
 # %% ../nbs/12_pretrained.ipynb #12000041
 def _gguf():
@@ -675,7 +658,7 @@ def _gguf_fields(c, family):
     yield from dict(head_count_kv=c.n_kv, key_length=c.head_size, value_length=c.head_size,
                     layer_norm_rms_eps=c.norm_eps, rope_dimension_count=c.head_size,
                     rope_freq_base=c.rope_theta, vocab_size=c.vocab_size).items()
-    if _stretched(c) == 'linear':
+    if scaling_of(c)['rope_type'] == 'linear':
         yield 'rope_scaling_type', _gguf().RopeScalingType.LINEAR
         yield 'rope_scaling_factor', c.rope_scaling['factor']
 
@@ -684,7 +667,7 @@ def _write_gguf(model, family, path):
     writer, c = _gguf().GGUFWriter(path, family), model.config
     for name, value in _gguf_fields(c, family): getattr(writer, f'add_{name}')(value)
     more = tokenizer_to_gguf(model.tokenizer) if model.tokenizer is not None else {}
-    if _stretched(c) == 'llama3':
+    if scaling_of(c)['rope_type'] == 'llama3':
         more['tinylm.rope_scaling'] = json.dumps(c.rope_scaling)
         factors = rope_speeds(replace(c, rope_scaling=None))/rope_speeds(c)
         writer.add_tensor('rope_freqs.weight', factors.numpy())
@@ -704,11 +687,9 @@ def _add_field(writer, name, value):
     else: writer.add_array(name, value)
 
 # %% ../nbs/12_pretrained.ipynb #1200005c
-def _stretched(c): return (c.rope_scaling or {}).get('rope_type', 'default')
-
 def _gguf_family(c):
     "As `family_of`; in GGUF only a Llama keeps factors for its rotary positions."
-    family, kind = family_of(c), _stretched(c)
+    family, kind = family_of(c), scaling_of(c)['rope_type']
     if kind == 'dynamic' or kind == 'llama3' and family == 'qwen3':
         raise ValueError(f'rope_scaling is {kind}: a GGUF file of the kind {family} has no such rule')
     return 'llama' if kind == 'llama3' else family

@@ -102,6 +102,8 @@ class Int8Linear(Int8):
 # %% ../nbs/13_fewer_bytes.ipynb #13000019
 class Int8Table(Int8):
     "What becomes of a `TokenTable`."
+    dtype = property(lambda self: self.scale.dtype, doc='The type of what it gives.')
+
     def forward(self,
         idx:torch.Tensor, # (B, T) token ids
     )->torch.Tensor: # (B, T, C)

