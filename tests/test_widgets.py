@@ -389,7 +389,7 @@ def test_the_drawing_asks_for_nothing_and_writes_no_markup():
 
 def test_every_room_is_in_the_drawing_and_the_module_ends_with_its_export():
     rooms = [f.read_text(encoding='utf-8') for f in (ROOT/'tinylm'/'static').glob('*.js')]
-    assert len(rooms) == 6 and all(room in _drawing() for room in rooms)
+    assert len(rooms) == 7 and all(room in _drawing() for room in rooms)
     assert _drawing().count('export ') == 1 and _drawing().endswith('\nexport default { render };')
 
 # --- ways to show it
