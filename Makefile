@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 ABOUT = settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: demo lab test quick export docs real-model
+.PHONY: demo lab test quick export docs site-check real-model
 
 demo: .venv/library          # the main job: train for a minute, write, compare the two phases
 	$(BIN)/tinylm demo
@@ -30,6 +30,9 @@ docs:                        # the site, into _docs/
 	@$(MAKE) --no-print-directory .venv/everything
 	$(BIN)/nbdev_docs
 	$(BIN)/python tools/finish_site.py
+
+site-check: docs             # the rendered site as its readers see it, in a browser
+	$(BIN)/python tools/check_site.py $(if $(AXE),--axe $(AXE))
 
 .venv/library: $(ABOUT)
 	@echo 'Setting up .venv (a minute or more; PyTorch is large).'
