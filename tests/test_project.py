@@ -249,7 +249,7 @@ def test_a_workflow_may_little_ends_and_runs_what_the_makefile_has(name):
     flow = workflows()[name]
     assert flow['permissions'] == {'contents': 'read'} and flow['concurrency']['group']
     assert flow[True]['push']['branches'] == [settings()['branch']]       # YAML reads `on` as true
-    targets = re.findall(r'^(\w+):', (ROOT/'Makefile').read_text(), re.M)
+    targets = re.findall(r'^([\w-]+):', (ROOT/'Makefile').read_text(), re.M)
     for job in flow['jobs'].values():
         assert job['timeout-minutes'] <= 90
         for step in job['steps']:
