@@ -15,7 +15,7 @@ import tinylm
 from tinylm import cli
 
 sys.path.insert(0, str(ROOT/'tools'))
-from finish_site import finish
+from finish_site import finish, ways
 from readme import readme
 
 MODULES = sorted(p.stem for p in (ROOT/'tinylm').glob('*.py')
@@ -448,6 +448,13 @@ def test_a_finished_page_asks_no_other_host_and_links_within_the_site():
         '<a href="kv_cache.html#kvcache"><code>KVCache</code></a>', '<code>_download</code>',
         '<a href="https://quarto.org">Quarto</a>',
         '<figure><img alt="Two phases" src="a.svg"><figcaption>Two <em>phases</em></figcaption></figure>']
+
+def test_a_lesson_can_be_taken_along():
+    html = ways('<header id="title-block-header">\n04</header><p>text</p>', 'nbs/04_decode.ipynb',
+                settings()['git_url'], 'main')
+    assert html.startswith('<header id="title-block-header">\n04</header>') and html.endswith('<p>text</p>')
+    addresses = re.findall('href="(.*?)"', html)
+    assert len(addresses) == 3 and all(re.search(r'main.*nbs/04_decode\.ipynb$', a) for a in addresses)
 
 def test_the_speedrun_measures_a_change_and_refuses_what_is_none(tmp_path):
     (tmp_path/'text.txt').write_text('the cat sat on the mat.\n'*200)
