@@ -173,6 +173,29 @@ function toggle(label, get, set) {
   return { el: h('label', { class: 'switch' }, input, label), refresh: () => { input.checked = get(); } };
 }
 
+function player(page, { rewind, step, later }) {   // a button; `step` moves on, false where all is done
+  let playing = false, last = 0, wait = 0;
+  const stop = () => { playing = false; wait++; };   // who waits now, waits in vain
+  const end = () => { stop(); page.changed(); };
+  function next() {
+    const mine = ++wait;
+    later(now => {
+      if (mine !== wait) return;
+      const passed = now - last; last = now;
+      if (!el.isConnected) stop(); else if (step(passed)) next(); else end();
+    });
+  }
+  function toggle() {
+    if (playing) { end(); return; }
+    rewind(); playing = true; last = performance.now();
+    page.draw(); next();
+  }
+  const el = h('button', { click: toggle });
+  const refresh = () => { el.textContent = playing ? '\u2016 pause' : '\u25b6 play'; };
+  return { el, stop, toggle, refresh, plays: () => playing };
+}
+const after = ms => f => setTimeout(() => f(performance.now()), ms);
+
 function chip(text, color, kind = '') {
   return h('span', { class: 'chip' }, h('i', { class: kind, style: `--c: var(--${color})` }), text);
 }
@@ -250,7 +273,10 @@ function render({ model, el }) {
   shadow.replaceChildren(h('style', {}, CSS + kind.css), card);
   let draw = () => {}, asked = 0;
   const page = {
-    theme: 'light', detail: model.get('detail'),   // what a live widget is sent of what is chosen
+    theme: 'light', host: el, data,
+    detail: model.get('detail'),   // what a live widget is sent beside the data
+    send: model.send ? message => model.send(message) : null,   // to Python, if there is one
+    heard: () => {},   // Python has sent another detail
     add: (...parts) => card.append(...parts),
     color: property => getComputedStyle(card).getPropertyValue(property).trim(),
     draw: () => { cancelAnimationFrame(asked); asked = requestAnimationFrame(() => draw()); },
@@ -265,16 +291,19 @@ function render({ model, el }) {
   look(); page.draw();
 
   const taken = () => { Object.assign(state, model.get('chosen')); page.draw(); };
-  const more = () => { page.detail = model.get('detail'); page.draw(); };
+  const more = () => { page.detail = model.get('detail'); page.heard(); page.draw(); };
+  const fresh = () => { page.data = model.get('data'); page.draw(); };
   const media = matchMedia('(prefers-color-scheme: dark)');
   const size = new ResizeObserver(page.draw), classes = new MutationObserver(look);
   model.on('change:chosen', taken); model.on('change:detail', more);
+  model.on('change:data', fresh);
   media.addEventListener('change', look); size.observe(card);
   for (const e of [document.documentElement, document.body]) {
     classes.observe(e, { attributes: true, attributeFilter: THEME_SIGNS });
   }
   return () => {
     model.off('change:chosen', taken); model.off('change:detail', more);
+    model.off('change:data', fresh);
     media.removeEventListener('change', look);
     size.disconnect(); classes.disconnect(); cancelAnimationFrame(asked);
   };

@@ -29,6 +29,16 @@ function digits(ticks) {   // how many the numbers of an axis need behind the po
   return Math.max(0, ...ticks.map(t => (String(+t.toPrecision(3)).split('.')[1] ?? '').length));
 }
 
+function clockAxis(end, left, unit, y, width) {   // milliseconds from `left` on; seconds where it is long
+  const long = end >= 10000, scale = long ? 1000 : 1, ticks = nice(end/scale, Math.max(2, width/130));
+  const d = digits(ticks);
+  return ticks.flatMap((t, i) => {
+    const x = left + t*scale*unit, name = i < ticks.length - 1 ? '' : long ? ' s' : ' ms';
+    return [h('svg:line', { x1: x, x2: x, y1: y, y2: y + 4, class: 'axis' }),
+      h('svg:text', { x, y: y + 17, 'text-anchor': i ? 'middle' : 'start' }, t.toFixed(d) + name)];
+  });
+}
+
 function logScale(low, high) {
   const floor = 10**Math.floor(Math.log10(low)), span = Math.log10(high/floor);
   const decades = [...Array(Math.floor(span) + 1).keys()].map(i => floor*10**i);
