@@ -18,7 +18,7 @@ from tinylm.data import CharTokenizer
 from tinylm.decoding import probabilities
 from tinylm.training import course_model
 from tinylm.widgets import AttentionMap, BatchTimeline, ChatBox, DecodeTimeline, PhaseRace, TokenProbabilities
-from tinylm.widgets import _label, _plain, _whole
+from tinylm.widgets import _drawing, _label, _plain, _script, _whole
 
 TEXT = 'a bad cafe\nabc'
 
@@ -628,6 +628,37 @@ def test_a_chat_of_nothing_is_a_page_too(show):
     card = show(ChatBox(chat(talker()), MACHINE).to_html()).locator('.tlm'); settle(card)
     assert 'Nothing was said yet.' in card.inner_text() and not card.locator('table').is_visible()
 
+def test_the_page_asks_for_more_until_the_answer_is_there(show):
+    box = ChatBox(talk('a word'), MACHINE); page = show(live(box)); card = page.locator('.tlm')
+    told = lambda: page.evaluate('() => window.told.splice(0)')
+    put = lambda **traits: [page.evaluate('([k, v]) => window.put(k, v)', [*item]) for item in traits.items()]
+    field, stop = card.get_by_label('Your message'), card.get_by_role('button', name='Stop')
+    field.fill('  '); field.press('Enter'); assert told() == []
+    field.fill('<i>what?'); card.get_by_role('button', name='Send').click()
+    assert told() == [{'say': '<i>what?'}] and field.input_value() == ''
+    assert card.locator('.log').get_attribute('aria-busy') == 'true'
+    for step, answer in enumerate(('', 'a ', 'a <b>')):
+        put(detail={'asked': '<i>what?', 'answer': answer, 'step': step}); settle(card)
+        assert told() == [{'more': step}]
+        assert [p.text_content() for p in card.locator('.log > div').last.locator('p').all()] == \
+            ['You: <i>what?', 'Model: ' + (answer or '…')]
+    field.fill('soon'); field.press('Enter'); settle(card); assert told() == []
+    assert 'One answer at a time' in card.locator('.say').first.inner_text()
+    stop.click(); assert told() == [{'stop': True}]
+    put(detail={'asked': '<i>what?', 'answer': 'a <b>c', 'step': 3}); assert told() == []   # was on its way
+    put(data=ChatBox(talk('a word', 'what?'), MACHINE).data, chosen={'turn': None}, detail={'line': ''})
+    settle(card)
+    assert card.locator('.facts').count() == 2 and not stop.is_visible() and field.input_value() == 'soon'
+    field.press('Enter'); assert told() == [{'say': 'soon'}]
+    put(detail={'line': 'ValueError: no', 'text': 'soon'}); settle(card)
+    assert field.input_value() == 'soon' and card.locator('.say').first.inner_text() == 'ValueError: no'
+
+def test_a_view_that_opens_in_the_middle_of_an_answer_goes_on_with_it(show):
+    page = show(live(ChatBox(talk('a'), MACHINE), asked='what?', answer='a w', step=4))
+    settle(page.locator('.tlm'))
+    assert page.evaluate('() => window.told') == [{'more': 4}]
+    assert page.locator('.log p').last.text_content() == 'Model: a w'
+
 # --- strangers in the text
 
 @pytest.mark.parametrize('i', KINDS)
@@ -703,6 +734,37 @@ def test_whatever_takes_the_focus_has_a_name(show, i):
             .filter(e => e.offsetParent !== null && !named(e))
             .map(e => e.outerHTML.slice(0, 80)); }""" % SHADOW)
     assert nameless == []
+
+# the drawing as anywidget runs it: a module, and a model whose other end takes notes of what it is told
+LIVE = '''<div id="el"></div><script type="module">{drawing}
+const state = {values}; window.told = []; window.on = {{}};
+const model = {{ get: k => state[k], set: (k, v) => {{ state[k] = v; }}, save_changes() {{}}, off() {{}},
+  on: (event, f) => {{ window.on[event] = f; }}, send: message => window.told.push(message) }};
+window.put = (k, v) => {{ state[k] = v; window.on['change:' + k]?.(); }};
+render({{ model, el: document.querySelector('#el') }});
+</script>'''
+
+def live(w, **detail):
+    values = {'data': w.data, 'chosen': w.chosen, 'detail': detail}
+    return LIVE.format(drawing=_drawing().removesuffix('export default { render };'), values=_script(values))
+
+@pytest.mark.parametrize('form', ['page', 'live'])
+@pytest.mark.parametrize('i', KINDS)
+def test_every_widget_says_in_words_what_it_is(show, i, form):
+    w = widgets()[i]; page = show(w.to_html() if form == 'page' else live(w)); card = page.locator('.tlm')
+    settle(card)
+    heading, label = card.locator('b').first.text_content(), card.get_attribute('aria-label')
+    assert card.get_attribute('role') == 'group' and label.startswith(heading + ', ')
+    wordless = card.evaluate('''card => [...card.querySelectorAll('svg, canvas, .wheel')]
+        .filter(e => e.checkVisibility() && !e.closest('[aria-hidden=true], button[aria-label]'))
+        .filter(e => !e.matches('[role=img][aria-label], [role=application][aria-label]'))
+        .map(e => e.outerHTML.slice(0, 80))''')
+    assert wordless == []
+
+@pytest.mark.parametrize('i', KINDS)
+def test_where_no_scripts_run_the_picture_has_words_too(show, i):
+    w = widgets()[i]; page = show(w.to_html(), script=False)
+    assert page.locator('img').get_attribute('alt') == repr(w)
 
 def test_a_viewer_without_scripts_shows_the_picture(show):
     page = show(AttentionMap(small(), TEXT).to_html(), script=False)
@@ -865,7 +927,7 @@ def say(card, text):
 
 def growing(card):
     "Wait until an answer has grown twice; what it was then."
-    words = card.locator('.log li').last.locator('.answer span').last
+    words = card.locator('.log > div').last.locator('.answer span').last
     longer = '([e, n]) => e.textContent.length > n'
     wait = lambda n: card.page.wait_for_function(longer, arg=[words.element_handle(), n])
     wait(1); seen = words.text_content(); wait(len(seen))
@@ -873,7 +935,7 @@ def growing(card):
     return seen
 
 # how many widgets; lesson 03 has a picture that grows, and trains for a minute
-LESSONS = {'01_attention': 1, '04_decode': 2, '05_kv_cache': 3, '10_batching': 1}
+LESSONS = {'01_attention': 1, '04_decode': 2, '05_kv_cache': 3, '10_batching': 1, 'conversation': 1}
 
 @pytest.mark.parametrize('name', LESSONS)
 def test_lessons_with_a_widget_in_jupyterlab(open_notebook, name):
@@ -898,6 +960,9 @@ def test_lessons_with_a_widget_in_jupyterlab(open_notebook, name):
         slide(chunks, 'Pass', 2); assert facts(chunks) == work([7, 1, 12, 9], 2)
         shown = 'DecodeTimeline(lines, model.tokenizer, model.tokenizer.decode(prompt[0])).data'
         check_timeline(clock, value(nb, shown))
+    if name == 'conversation':
+        assert value(nb, 'len(box.data["turns"])') == 5
+        check_chat(cards[0], value(nb, 'box.data'))
     if name == '10_batching':
         records = value(nb, '{name: e.record() for name, e in engines.items()}')
         check_batches(cards[0], records, lambda t: _label(course_model().tokenizer.decode([t])))

@@ -27,7 +27,6 @@ from torch.nn import functional as F
 
 from .attention import attention_weights, causal_mask
 from .cache import KVCache
-from .conversation import Conversation
 from .core import check_count, check_number, check_one_of, shown
 from .cost import Ledger, Machine, Timeline
 from .data import visible
@@ -750,15 +749,15 @@ class ChatBox(Widget):
     size = (7.5, 3)
 
     def __init__(self,
-        conversation:Conversation, # whose turns are shown; a live one goes on with it
+        conversation, # a `Conversation`: its turns are shown, and a live box goes on with it
         machine:Machine|None=None, # its limits; measured when not given and the model is on the CPU
         *,
         turn:int|None=None, # shown first; the last when not given
     ):
-        for name, value, kind in (('conversation', conversation, Conversation),
-                                  ('machine', machine or Machine(1, 1, 1), Machine)):
-            if not isinstance(value, kind):
-                raise ValueError(f'{name} is {type(value).__name__}: expected a {kind.__name__}')
+        speaks = all(hasattr(conversation, part) for part in ('say', 'turns', 'messages'))
+        for name, value, right in (('conversation', conversation, speaks),
+                                   ('machine', machine, machine is None or isinstance(machine, Machine))):
+            if not right: raise ValueError(f'{name} is {type(value).__name__}: expected a {name.title()}')
         if turn is not None: check_count('turn', turn, 0, len(_chat_turns(conversation, None)[0]) - 1)
         self.talk, self.machine, self.chosen = conversation, machine, {'turn': turn}
         self.answer, self.said, self.before = None, '', 0      # what is being written, and turns before it

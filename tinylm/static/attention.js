@@ -427,6 +427,7 @@ function attentionMap(data, state, page) {
       if (inHead) headSide.prepend(strip.el); else phaseSide.insertBefore(strip.el, facts);
     }
     strip.el.className = 'text' + (inHead ? ' tall' : '') + (T > 120 ? ' long' : '');
+    reachable(strip.el, 'text');
     const f = frame();
     if (f.size < 60) return;
     const g = sheet(canvas, f.size, f.size);

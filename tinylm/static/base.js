@@ -13,8 +13,8 @@ const RAMPS = {   // surface to strongest weight, for eyes of every kind: one hu
 const CSS = `
 :host { display: block; container-type: inline-size; margin: .5em 0; }
 .tlm { --surface: var(--jp-layout-color1, #fff); --ink: var(--jp-content-font-color1, #1f2328);
-  --muted: #59636e; --line: #d1d9e0; --soft: #eff2f5; --on: #fff; --shade: rgba(0,0,0,.06);
-  --prefill: #0072b2; --decode: #d55e00; --again: #b4528c; --kept: #009e73; --focus: #0072b2;
+  --muted: #535c67; --line: #d1d9e0; --soft: #eff2f5; --on: #fff; --shade: rgba(0,0,0,.06);
+  --prefill: #0072b2; --decode: #c25200; --again: #b4528c; --kept: #009e73; --focus: #0072b2;
   --mono: ui-monospace, "DejaVu Sans Mono", "SF Mono", Menlo, Consolas, monospace;
   box-sizing: border-box; background: var(--surface); color: var(--ink);
   border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px 12px;
@@ -71,7 +71,8 @@ code { font: 13px var(--mono); unicode-bidi: isolate; direction: ltr; white-spac
 .t.blank { color: var(--muted); }
 .t.prompt { background: color-mix(in srgb, var(--prefill) 22%, transparent); }
 .t.made { background: color-mix(in srgb, var(--decode) 24%, transparent); }
-.t.future { opacity: .38; }
+.t.future { opacity: .72; }
+.t.future.blank { color: inherit; }
 .t.now { outline: 2px solid var(--ink); background: var(--decode); color: var(--on); }
 .t.prompt.now { background: var(--prefill); }
 .t.now.many { outline: none; border-radius: 0; }
@@ -225,6 +226,12 @@ function shapes(boxes, about) {   // [class, x, y, width, height]; where they ar
     h('svg:path', { class: kind, d: d.join(''), ...about(null) }));
 }
 
+function reachable(e, name) {   // by keys, where it scrolls
+  const about = { tabindex: 0, role: 'group', 'aria-label': name };
+  if (e.scrollHeight > e.clientHeight + 1) place(e, about);
+  else for (const k of Object.keys(about)) e.removeAttribute(k);
+}
+
 function place(e, about) { for (const [k, v] of Object.entries(about)) e.setAttribute(k, v); }
 
 // --- light and dark: what the page says, else what it looks like, else what the reader prefers
@@ -279,15 +286,19 @@ function render({ model, el }) {
     heard: () => {},   // Python has sent another detail
     add: (...parts) => card.append(...parts),
     color: property => getComputedStyle(card).getPropertyValue(property).trim(),
-    draw: () => { cancelAnimationFrame(asked); asked = requestAnimationFrame(() => draw()); },
+    draw: () => { cancelAnimationFrame(asked); asked = requestAnimationFrame(() => { draw(); title(); }); },
     changed: () => { page.draw(); model.set('chosen', { ...state }); model.save_changes(); },
   };
   const look = () => {
     const theme = isDark(el) ? 'dark' : 'light';
     if (theme !== card.dataset.theme) { page.theme = card.dataset.theme = theme; page.draw(); }
   };
+  function title() {   // what the whole is called when it is read out: its heading, and what stands beside it
+    const parts = [...card.querySelector('.head').children].filter(e => e.matches('b, span'));
+    card.setAttribute('aria-label', parts.map(e => e.textContent).filter(Boolean).join(', '));
+  }
   draw = kind.draw(data, state, page);
-  card.setAttribute('aria-label', card.querySelector('b').textContent);
+  title();
   look(); page.draw();
 
   const taken = () => { Object.assign(state, model.get('chosen')); page.draw(); };

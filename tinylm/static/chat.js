@@ -3,9 +3,9 @@
 // waits to be asked for more. So the kernel hears everybody else between two moments.
 
 KINDS.chat = { draw: chatBox, css: `
-.log { list-style: none; margin: 0 0 10px; padding: 2px; max-height: 30em; overflow-y: auto;
+.log { margin: 0 0 10px; padding: 2px; max-height: 30em; overflow-y: auto;
   display: grid; gap: 14px; }
-.log > li { display: grid; gap: 6px; }
+.log > div { display: grid; gap: 6px; }
 .log p { margin: 0; padding: 6px 11px; border-radius: 10px; white-space: pre-wrap; unicode-bidi: plaintext;
   width: fit-content; max-width: 88%; min-height: 2.3em; }
 .log .asked { justify-self: end; background: color-mix(in srgb, var(--prefill) 18%, transparent); }
@@ -107,11 +107,11 @@ function chatBox(data, state, page) {
       chip(`${count(t.ms.length - 1)} decoded`, 'decode'), more.filter(Boolean).map(m => h('span', {}, m)));
   }
   const entry = (t, i) =>
-    h('li', {}, spoken('asked', 'You: ', t.asked), spoken('answer', 'Model: ', t.answer), facts(t, i));
-  const log = h('ol', { class: 'log', role: 'log', tabindex: 0, 'aria-label': 'conversation' });
+    h('div', {}, spoken('asked', 'You: ', t.asked), spoken('answer', 'Model: ', t.answer), facts(t, i));
+  const log = h('div', { class: 'log', role: 'log', tabindex: 0, 'aria-label': 'conversation' });
   const words = h('span', {}), asked = h('span', {});
-  const open = h('li', {}, spoken('asked', 'You: ', asked), spoken('answer', 'Model: ', words));
-  const empty = h('li', {}, h('span', { class: 'note' }, live ? 'Say something.' : 'Nothing was said yet.'));
+  const open = h('div', {}, spoken('asked', 'You: ', asked), spoken('answer', 'Model: ', words));
+  const empty = h('div', {}, h('span', { class: 'note' }, live ? 'Say something.' : 'Nothing was said yet.'));
 
   // what is said next
   function ask() {
@@ -127,7 +127,10 @@ function chatBox(data, state, page) {
     catch (e) { pending = null; warning = `The kernel cannot be reached: ${e.message}`; }
   }
   const field = h('textarea', { id: 'message', rows: 2, dir: 'auto', keydown: e => {
-    if (e.key === 'Enter' && !e.shiftKey && !e.isComposing) { e.preventDefault(); ask(); }
+    if (e.key === 'Enter' && !e.isComposing) {   // JupyterLab lets no line break through
+      e.preventDefault();
+      if (!e.shiftKey) ask(); else field.setRangeText('\n', field.selectionStart, field.selectionEnd, 'end');
+    }
     if (e.key === 'Escape' && writing()) { e.preventDefault(); stop(); }
   } });
   const sends = h('button', { type: 'button', click: ask }, 'Send');
@@ -184,10 +187,10 @@ function chatBox(data, state, page) {
     const tokens = text(turn.tokens, { pointerover: i => { hover = i; page.draw(); },
       click: i => { token = i; page.draw(); } });
     tokens.el.addEventListener('pointerleave', () => { hover = null; page.draw(); });
-    place(tokens.el, { tabindex: 0, role: 'group', 'aria-label': 'tokens of the answer' });
     spans = tokens.spans;
     spans.forEach((s, i) => s.classList.add(i ? 'made' : 'prompt'));
     strip.replaceChildren(tokens.el);
+    reachable(tokens.el, 'tokens of the answer');
   }
 
   function numbers() {

@@ -110,6 +110,7 @@ function phaseRace(data, state, page) {
   }
 
   function build() {
+    panels.forEach(p => reachable(p.strip.el, `text of ${p.l.name}`));
     place(plot, { viewBox: `0 0 ${width()} ${BOTTOM + 22}`, height: BOTTOM + 22 });
     plot.replaceChildren(...lanes.flatMap(track), cover, head,
       ...clockAxis(end, LEFT, unit(), BOTTOM, width()));
