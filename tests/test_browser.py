@@ -507,6 +507,17 @@ def test_play_goes_through_the_steps_of_all_charts(show):
     card.get_by_role('button', name='play').wait_for()
     assert len(set(card.locator('.headline').evaluate_all("es => es.map(e => e.getAttribute('x'))"))) == 1
 
+def test_play_pause_play_is_no_faster_than_play(show):
+    page = show(BatchTimeline(batches()).to_html()); card = page.locator('.tlm'); settle(card)
+    page.clock.install(); play = card.locator('.scrub button')
+    for _ in range(3): play.click()
+    assert 'pause' in play.inner_text()
+    for i in range(2, 5):
+        page.clock.run_for(355)
+        assert card.locator('.slide output').inner_text().startswith(f'{i} of ')
+    play.click(); page.clock.run_for(2000)
+    assert card.locator('.slide output').inner_text().startswith('4 of ') and 'play' in play.inner_text()
+
 # --- the next token
 
 def check_probabilities(card, logits, **dials):

@@ -836,13 +836,14 @@ def _still(self:ChatBox, picture):
 
 @patch
 def _draw(self:ChatBox, fig):
-    turns, (ax, roof) = self.data['turns'], fig.subplots(1, 2, width_ratios=(3, 2))
+    data, (ax, roof) = self.data, fig.subplots(1, 2, width_ratios=(3, 2))
+    turns = data['turns']
     for y, t in enumerate(turns):
         starts = [0, *accumulate(t['ms'])]
         for color, part in ((_PREFILL, slice(0, 1)), (_DECODE, slice(1, None))):
             ax.broken_barh([*zip(starts[part], t['ms'][part])], (y - .4, .8), color=color, ec='white',
                            lw=.3 if len(starts) < 200 else 0)
-    _tick_labels(ax.yaxis, [f'turn {i + 1 + self.data["gone"]}' for i in range(len(turns))])
+    _tick_labels(ax.yaxis, [f'turn {i + 1 + data["gone"]}' for i in range(len(turns))])
     ax.set(xlabel='ms', ylim=(max(len(turns), 1) - .5, -.5), title='prefill blue, decode orange')
     if self.machine and turns: _draw_roof(roof, self.machine, self.talk.turns[-1])
     else: roof.axis('off')
