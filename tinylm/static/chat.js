@@ -19,6 +19,7 @@ KINDS.chat = { draw: chatBox, css: `
 .ask textarea { font: inherit; color: inherit; background: var(--surface); border: 1px solid var(--muted);
   border-radius: 7px; padding: 5px 9px; width: 100%; min-height: 2.3em; resize: vertical; }
 .ask button { min-height: 2.3em; min-width: 5em; }
+.ask button:disabled { color: var(--muted); cursor: default; background: none; }
 .turn { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 300px); gap: 2px 18px;
   border-top: 1px solid var(--line); margin-top: 12px; padding-top: 10px; }
 .turn > .head { grid-column: 1 / -1; margin: 0; }

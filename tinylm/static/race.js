@@ -150,7 +150,7 @@ function phaseRace(data, state, page) {
   }
 
   // the numbers
-  const columns = ['', 'written', 'passes', 'first token', 'tokens/s'];
+  const columns = ['way', 'written', 'passes', 'first token', 'tokens/s'];
   const cells = lanes.map(l => [h('td', {}, l.name), ...columns.slice(1).map(() => h('td', {}))]);
   const rows = cells.map((c, j) => h('tr', { 'data-lane': lanes[j].name }, c));
   function numbers(t) {

@@ -80,7 +80,7 @@ function decodeTimeline(data, state, page) {
   const table = h('tbody', {}), say = h('p', { class: 'hide', role: 'status' });
   const caption = h('span', {});
   const again = series.some(s => s.again.some(a => a));
-  const columns = ['', 'token', 'time', 'bytes', 'FLOPs', 'tokens read'];
+  const columns = ['way', 'token', 'time', 'bytes', 'FLOPs', 'tokens read'];
   const behind = series.slice(1).map(s => s.name).join(', ');
   page.add(
     h('div', { class: 'head' }, h('b', {}, 'Decode timeline'), caption),
