@@ -344,6 +344,22 @@ def test_readme_starts_with_two_commands():
     for c in [*commands, 'make lab', 'make docs', 'make export']: assert f"\n{c.split()[1]}: " in makefile
     assert 'make test' in (ROOT/'.ci'/'run').read_text()
 
+def asked():
+    "The line of README that asks the real model: the lines of code, the question, and the answer."
+    block = next(b for b in re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S)
+                 if 'from_gguf' in b)
+    return block, *re.search(r"say\('(.+?)'\).*# (.+)", block).groups()
+
+def test_readme_asks_the_real_model_and_the_answer_is_that_of_lesson_12():
+    code, question, answer = asked()
+    imports, = re.findall('from tinylm import (.*)', code)
+    assert {*imports.split(', '), 'ChatBox'} <= {*tinylm.__all__}
+    cells = nbformat.read(ROOT/'nbs'/'12_pretrained.ipynb', 4).cells
+    cell = next(c for c in cells if c.cell_type == 'code' and f"say('{question}')" in c.source)
+    assert [o.text.strip() for o in cell.outputs] == [answer]
+    name, = re.findall("data_dir\\(\\)/'(.+?)'", code)
+    assert name in (ROOT/'tools'/'real_model.py').read_text()
+
 @pytest.mark.skipif(not shutil.which('make'), reason='needs make')
 def test_make_docs_says_where_to_get_quarto_and_installs_nothing(tmp_path):
     shutil.copy(ROOT/'Makefile', tmp_path/'Makefile')

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from .cache import KVCache, cached_step
 from .core import check_count, shown
-from .cost import Machine, Timeline
+from .cost import Ledger, Machine, Timeline
 from .data import TextStream, check_tokenizer
 from .decoding import Sampling, write
 from .model import LanguageModel
@@ -158,18 +158,25 @@ def chat(
     "Begin a conversation; a tokenizer without a chat template is a `ValueError`."
     return Conversation(model, tokenizer or model.tokenizer, system, sampling, max_new_tokens)
 
+# %% ../nbs/conversation.ipynb #c0a70033
+@patch
+def phases(self:Turn)->dict: # a `Timeline` for 'prefill', and one for 'decode' where there is a second token
+    "The account of an answer in two: the pass that read, and those that wrote."
+    part = lambda span: Timeline(*(each[span] for each in vars(self.timeline).values()))
+    parts = {'prefill': part(slice(0, 1)), 'decode': part(slice(1, None))}
+    return {name: line for name, line in parts.items() if line.seconds}
+
 # %% ../nbs/conversation.ipynb #c0a70031
 def phases_of(
     turn:Turn, # of a conversation
     machine:Machine|None=None, # its limits; measured when not given
 )->str: # a table for people
     "Prefill and decode of one answer: tokens, FLOPs a byte, and the time beside what the machine allows."
-    machine, line = machine or Machine.measure(), turn.timeline
+    machine = machine or Machine.measure()
     lines = [f'{"phase":8} {"tokens":>7} {"FLOPs/byte":>11} {"ms":>9} {"roofline ms":>12}']
-    for name, part in (('prefill', slice(0, 1)), ('decode', slice(1, None))):
-        costs, seconds = line.costs[part], sum(line.seconds[part])
-        if not costs: continue
-        tokens, least = turn.read if name == 'prefill' else len(costs), sum(map(machine.seconds, costs))
-        intensity = sum(c.flops for c in costs)/sum(c.n_bytes for c in costs)
+    for name, line in turn.phases().items():
+        seconds, least = sum(line.seconds), sum(map(machine.seconds, line.costs))
+        tokens = turn.read if name == 'prefill' else len(line.tokens)
+        intensity = sum(line.costs, Ledger()).intensity
         lines.append(f'{name:8} {tokens:7,} {intensity:11.1f} {1e3*seconds:9.1f} {1e3*least:12.2f}')
     return '\n'.join(lines)

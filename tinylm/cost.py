@@ -187,11 +187,15 @@ class Timeline:
 @contextmanager
 def _listening(model):
     "The positions of each pass of a model, and how many logits it was asked for each time."
-    passes, asked, logits = [], [], model.logits
+    block, passes, asked = model.blocks[0], [], []
+    logits, forward = model.logits, block.forward
     def ask(hidden): asked.append(hidden[..., 0].numel()); return logits(hidden)
-    hook = model.blocks[0].register_forward_pre_hook(lambda block, args: passes.append(args[1].positions))
-    try: model.logits = ask; yield passes, asked
-    finally: hook.remove(); vars(model).pop('logits', None)
+    def note(x, p, *more): passes.append(p.positions); return forward(x, p, *more)
+    def leave(): vars(model).pop('logits', None); vars(block).pop('forward', None)
+    try:
+        try: model.logits, block.forward = ask, note; yield passes, asked
+        finally: leave()
+    finally: leave()                                   # once more, in case that Ctrl-C came in between
 
 def _cost(model, rows, passes, asked):
     "Of what was listened to."
