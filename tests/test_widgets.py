@@ -15,6 +15,7 @@ from tinylm.attention import attention_weights, causal_attention, causal_mask
 from tinylm.conversation import chat, phases_of
 from tinylm.cost import Ledger, Machine, Timeline, _listening
 from tinylm.data import CharTokenizer
+from tinylm.explorer import CostExplorer
 from tinylm.model import Fresh, LanguageModel, LMConfig
 from tinylm.serving import Engine, Request
 from tinylm.training import TrainConfig, train
@@ -543,7 +544,7 @@ def widgets():
             TokenProbabilities(model, EVIL[0], Words()),
             BatchTimeline({w: smuggled() for w in EVIL}, Words()),
             PhaseRace({EVIL[0]: bad_lane(), EVIL[1]: bad_lane(-1)}, Words(), EVIL[0], time=1e3*len(EVIL)),
-            ChatBox(bad_talk(), MACHINE)]
+            ChatBox(bad_talk(), MACHINE), CostExplorer()]
 
 def bad_lane(turn=1):
     n = len(EVIL)
