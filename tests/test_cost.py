@@ -297,7 +297,8 @@ def test_the_benchmark_asks_for_what_it_shows_and_shows_what_it_got(monkeypatch)
     asked, spread = [], {'median': .0025, 'min': .00125, 'max': .004}
     def measure(model, prompt, n, batch=1, **how):
         asked.append((prompt, n, batch, how))
-        return dict.fromkeys(('ttft', 'tpot', 'itl95'), spread) | dict(tokens_a_second=batch*400, step_bytes=6e6)
+        times = dict.fromkeys(('ttft', 'tpot', 'itl95'), spread)
+        return times | dict(tokens_a_second=batch*400, step_bytes=6e6)
     monkeypatch.setattr(bench, 'measure_decode', measure)
     monkeypatch.setattr(bench, 'best_time', lambda work, repeats: .5)
     monkeypatch.setattr(Machine, 'measure', lambda: Machine(2e9, 3e9, 4e-6))

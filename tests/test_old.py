@@ -87,8 +87,8 @@ def test_what_went_says_what_to_use_and_still_works():
     with pytest.raises(AttributeError, match='nonsense'): tinylm.nonsense
 
 @pytest.mark.parametrize('use', [
-    'from tinylm import Linear', 'tinylm.cost.linear', 'from tinylm.cost import LARGE; assert LARGE == 131_072',
-    'model.bare()', 'tinylm.Engine(model, n_blocks=7)', 'tinylm.CausalSelfAttention(8, 2, attention="fused")',
+    'from tinylm import Linear', 'tinylm.cost.linear', 'assert tinylm.cost.LARGE == 131_072', 'model.bare()',
+    'tinylm.Engine(model, n_blocks=7)', 'tinylm.CausalSelfAttention(8, 2, attention="fused")',
     'cache.view([cache.open([])])', 'cache.open([]).blocks'])
 def test_a_warning_points_at_the_line_that_uses_the_old_name(use):
     model = LanguageModel(LMConfig(n_layer=1))
