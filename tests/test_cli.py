@@ -151,11 +151,10 @@ def test_a_model_that_this_machine_cannot_hold_is_refused_with_both_sizes(capsys
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits():
     words = ['train', '--corpus', 'text.txt', '--steps', '400', *TINY, '--dropout', '.1']
-    whole = process(*words, '--out', 'whole.safetensors')
-    assert whole.wait(240) == 0
-    broken = process(*words, '--out', 'broken.safetensors')
+    whole, broken = (process(*words, '--out', f'{name}.safetensors') for name in ('whole', 'broken'))
     wait_for(Path('broken.safetensors'), broken)
     broken.kill(); broken.wait()
+    assert whole.wait(240) == 0
     state = Path('broken.training.safetensors').read_bytes()
     assert b'"step": 400' not in state                                # it really was cut off
     resumed = process(*words, '--out', 'broken.safetensors', '--resume')
@@ -220,12 +219,13 @@ def test_a_terminal_without_the_characters_gets_others():
 @pytest.mark.slow
 @pytest.mark.parametrize('module', ['tinylm', 'tinylm.cli'])
 def test_python_m_is_the_command(module):
-    go = lambda *words: run_python('-m', module, *words, env=ENV)
-    done = go('--version')
-    assert done.returncode == 0 and done.stdout.startswith('tinylm ') and done.stderr == ''
-    done = go('dance')
-    assert done.returncode == 2 and done.stdout == ''
-    assert re.fullmatch("tinylm: .*invalid choice: 'dance'.*\n", done.stderr)
+    pipes = dict(text=True, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    version, wrong = (start_python('-m', module, word, **pipes) for word in ('--version', 'dance'))
+    out, err = version.communicate()
+    assert version.returncode == 0 and out.startswith('tinylm ') and err == ''
+    out, err = wrong.communicate()
+    assert wrong.returncode == 2 and out == ''
+    assert re.fullmatch("tinylm: .*invalid choice: 'dance'.*\n", err)
 
 @pytest.mark.slow
 def test_importing_the_modules_of_the_command_starts_nothing():
