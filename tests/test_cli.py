@@ -1,5 +1,5 @@
 "The command line as a person meets it: `main` in this process for speed, real ones where signals matter."
-import io, json, os, re, signal, subprocess, sys, threading, time, unicodedata
+import io, json, os, re, shutil, signal, subprocess, sys, threading, time, unicodedata
 from pathlib import Path
 
 import pytest
@@ -302,20 +302,26 @@ OTHER = dict(block_size=8, n_layer=2, n_head=1, n_embd=32, dropout=.1, steps=6, 
              min_lr=1e-5, warmup=3,
              weight_decay=.2, beta1=.8, beta2=.99, grad_clip=2., seed=3)
 
-@pytest.fixture
-def stopped(capsys, monkeypatch):
-    "A run with a recipe of its own, stopped after ten of twelve steps, and the bytes of an unbroken one."
-    words = ['train', '--corpus', 'text.txt', *TINY, '--steps', 12, '--lr', .004, '--dropout', .2, '--seed',
-             7]
-    assert run(capsys, *words, '--out', 'whole.safetensors')[0] == 0
-    save, times = LanguageModel.save_safetensors, []
-    def stop(self, path):
-        save(self, path); times.append(path)
-        raise KeyboardInterrupt
-    with monkeypatch.context() as m:
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "A folder with a run that was stopped after ten of twelve steps, and with an unbroken one."
+    folder = tmp_path_factory.mktemp('runs')
+    words = ['train', '--corpus', 'text.txt', *TINY, *'--steps 12 --lr .004 --dropout .2 --seed 7'.split()]
+    save = LanguageModel.save_safetensors
+    def stop(self, path): save(self, path); raise KeyboardInterrupt
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(folder)
+        Path('text.txt').write_text(TEXT)
+        assert main([*words, '--out', 'whole.safetensors']) == 0
         m.setattr(LanguageModel, 'save_safetensors', stop)
-        assert run(capsys, *words, '--out', 'm.safetensors')[0] == 130
-    assert read_run('m.training.safetensors').progress['step'] == 10
+        assert main([*words, '--out', 'm.safetensors']) == 130
+    assert read_run(folder/'m.training.safetensors').progress['step'] == 10
+    return folder
+
+@pytest.fixture
+def stopped(runs):
+    "The files of the run that was stopped, and the bytes of an unbroken one."
+    for file in runs.iterdir(): shutil.copy(file, '.')
     return Path('whole.safetensors').read_bytes()
 
 @pytest.mark.parametrize('words',
