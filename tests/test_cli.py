@@ -150,7 +150,7 @@ def test_a_model_that_this_machine_cannot_hold_is_refused_with_both_sizes(capsys
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits():
-    words = ['train', '--corpus', 'text.txt', '--steps', '400', *TINY, '--dropout', '.1']
+    words = ['train', '--corpus', 'text.txt', *TINY, *'--steps 400 --dropout .1 --eval-every 50'.split()]
     whole, broken = (process(*words, '--out', f'{name}.safetensors') for name in ('whole', 'broken'))
     wait_for(Path('broken.safetensors'), broken)
     broken.kill(); broken.wait()
