@@ -1,5 +1,5 @@
 "The command line as a person meets it: `main` in this process for speed, real ones where signals matter."
-import io, json, os, re, signal, subprocess, sys, threading, time, unicodedata
+import io, json, os, re, shutil, signal, subprocess, sys, threading, time, unicodedata
 from pathlib import Path
 
 import pytest
@@ -150,12 +150,11 @@ def test_a_model_that_this_machine_cannot_hold_is_refused_with_both_sizes(capsys
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits():
-    words = ['train', '--corpus', 'text.txt', '--steps', '400', *TINY, '--dropout', '.1']
-    whole = process(*words, '--out', 'whole.safetensors')
-    assert whole.wait(240) == 0
-    broken = process(*words, '--out', 'broken.safetensors')
+    words = ['train', '--corpus', 'text.txt', *TINY, *'--steps 400 --dropout .1 --eval-every 50'.split()]
+    whole, broken = (process(*words, '--out', f'{name}.safetensors') for name in ('whole', 'broken'))
     wait_for(Path('broken.safetensors'), broken)
     broken.kill(); broken.wait()
+    assert whole.wait(240) == 0
     state = Path('broken.training.safetensors').read_bytes()
     assert b'"step": 400' not in state                                # it really was cut off
     resumed = process(*words, '--out', 'broken.safetensors', '--resume')
@@ -220,12 +219,13 @@ def test_a_terminal_without_the_characters_gets_others():
 @pytest.mark.slow
 @pytest.mark.parametrize('module', ['tinylm', 'tinylm.cli'])
 def test_python_m_is_the_command(module):
-    go = lambda *words: run_python('-m', module, *words, env=ENV)
-    done = go('--version')
-    assert done.returncode == 0 and done.stdout.startswith('tinylm ') and done.stderr == ''
-    done = go('dance')
-    assert done.returncode == 2 and done.stdout == ''
-    assert re.fullmatch("tinylm: .*invalid choice: 'dance'.*\n", done.stderr)
+    pipes = dict(text=True, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    version, wrong = (start_python('-m', module, word, **pipes) for word in ('--version', 'dance'))
+    out, err = version.communicate()
+    assert version.returncode == 0 and out.startswith('tinylm ') and err == ''
+    out, err = wrong.communicate()
+    assert wrong.returncode == 2 and out == ''
+    assert re.fullmatch("tinylm: .*invalid choice: 'dance'.*\n", err)
 
 @pytest.mark.slow
 def test_importing_the_modules_of_the_command_starts_nothing():
@@ -302,20 +302,26 @@ OTHER = dict(block_size=8, n_layer=2, n_head=1, n_embd=32, dropout=.1, steps=6, 
              min_lr=1e-5, warmup=3,
              weight_decay=.2, beta1=.8, beta2=.99, grad_clip=2., seed=3)
 
-@pytest.fixture
-def stopped(capsys, monkeypatch):
-    "A run with a recipe of its own, stopped after ten of twelve steps, and the bytes of an unbroken one."
-    words = ['train', '--corpus', 'text.txt', *TINY, '--steps', 12, '--lr', .004, '--dropout', .2, '--seed',
-             7]
-    assert run(capsys, *words, '--out', 'whole.safetensors')[0] == 0
-    save, times = LanguageModel.save_safetensors, []
-    def stop(self, path):
-        save(self, path); times.append(path)
-        raise KeyboardInterrupt
-    with monkeypatch.context() as m:
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "A folder with a run that was stopped after ten of twelve steps, and with an unbroken one."
+    folder = tmp_path_factory.mktemp('runs')
+    words = ['train', '--corpus', 'text.txt', *TINY, *'--steps 12 --lr .004 --dropout .2 --seed 7'.split()]
+    save = LanguageModel.save_safetensors
+    def stop(self, path): save(self, path); raise KeyboardInterrupt
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(folder)
+        Path('text.txt').write_text(TEXT)
+        assert main([*words, '--out', 'whole.safetensors']) == 0
         m.setattr(LanguageModel, 'save_safetensors', stop)
-        assert run(capsys, *words, '--out', 'm.safetensors')[0] == 130
-    assert read_run('m.training.safetensors').progress['step'] == 10
+        assert main([*words, '--out', 'm.safetensors']) == 130
+    assert read_run(folder/'m.training.safetensors').progress['step'] == 10
+    return folder
+
+@pytest.fixture
+def stopped(runs):
+    "The files of the run that was stopped, and the bytes of an unbroken one."
+    for file in runs.iterdir(): shutil.copy(file, '.')
     return Path('whole.safetensors').read_bytes()
 
 @pytest.mark.parametrize('words',

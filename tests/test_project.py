@@ -35,9 +35,8 @@ def test_clean_and_export_change_nothing(tmp_path, monkeypatch):
     shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True,
                     ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     (tmp_path/'tinylm').mkdir()
-    for command in ('nbdev_clean', 'nbdev_export'):
-        run_python('-c', f'from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; '
-                            f'{command}()', cwd=tmp_path, check=True)
+    run_python('-c', 'from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; '
+                     'nbdev_clean(); nbdev_export()', cwd=tmp_path, check=True)
     files = lambda folder, pattern: {p.name: p.read_text() for p in folder.glob(pattern)}
     for folder, pattern in (('tinylm', '*.py'), ('nbs', '*.ipynb')):
         old, new = files(ROOT/folder, pattern), files(tmp_path/folder, pattern)

@@ -263,6 +263,12 @@ def test_a_full_window_is_read_again_and_the_lanes_say_so():
     assert w.lanes['batched'].read[0] == 16
     assert all(lane.again == [False, True, True, True] for lane in w.lanes.values())
 
+@pytest.mark.parametrize('size', [1, 2, 3])
+@pytest.mark.parametrize('rows', [1, 3])
+def test_a_model_that_reads_little_can_race(size, rows):
+    lanes = PhaseRace.record(small(block_size=size), 'a'*size, n=3, rows=rows).lanes
+    assert len({tuple(lane.tokens) for lane in lanes.values()}) == 1
+
 def test_times_rise_and_are_those_of_the_page():
     w, _ = race()
     for s, lane in zip(w.data['lanes'], w.lanes.values()):
@@ -332,6 +338,10 @@ def test_a_prompt_in_chunks_has_its_first_token_later():
 @pytest.mark.parametrize('longest, speed', [(.003, .001), (.08, .01), (.9, .1), (9, 1), (900, 10)])
 def test_play_takes_some_seconds(longest, speed):
     assert PhaseRace({'a': lane((longest/3, longest/2, longest))}).chosen['speed'] == pytest.approx(speed)
+
+@given(st.floats(0, 400), st.floats(1e-3, 100))
+def test_a_race_begins_at_any_time_and_speed(time, speed):
+    assert PhaseRace({'a': lane()}, time=time, speed=speed).chosen == dict(time=time, speed=speed)
 
 def test_a_long_race_is_drawn_with_few_objects():
     from matplotlib.figure import Figure
@@ -687,9 +697,11 @@ def diverged():
 
 def changed(**about): return {'a': smuggled() | about}
 
-def changed_job(**about):
+def changed_step(**about):
     step = smuggled()['steps'][0]
-    return changed(steps=[step, step | {'jobs': [step['jobs'][0] | about]}])
+    return changed(steps=[step, step | about])
+
+def changed_job(**about): return changed_step(jobs=[smuggled()['steps'][0]['jobs'][0] | about])
 
 line = timeline(4)
 BAD = {
@@ -762,6 +774,9 @@ BAD = {
     'job of an unknown phase': (lambda: BatchTimeline(changed_job(phase='sleep')),
         "step 1 of record 'a' is no step"),
     'step that is none': (lambda: BatchTimeline(changed(steps=[3])), "step 0 of record 'a' is no step"),
+    **{f'step with {what} {bad}': (lambda what=what, bad=bad: BatchTimeline(changed_step(**{what: bad})),
+                                   "step 1 of record 'a' is no step of an engine")
+       for what, bad in (('free', -1), ('passes', 1.5), ('waiting', [-1]), ('seconds', float('nan')))},
     'step of a batch': (lambda: BatchTimeline({'a': smuggled()}, step=len(EVIL)),
         f'step is {len(EVIL)}: expected a whole number from 0 to {len(EVIL)-1}'),
     'request of a batch': (lambda: BatchTimeline({'a': smuggled()}, request=1),
@@ -828,6 +843,32 @@ def test_a_picture_is_drawn_once_for_all_places(monkeypatch):
         monkeypatch.setattr(type(w), '_draw', lambda self, fig: drawn.append(self))
         w._repr_mimebundle_()
     assert len(drawn) == len(widgets())
+
+def bars(ax): return [(p.get_y() + p.get_height()/2, p.get_width(), p.get_facecolor()) for p in ax.patches]
+
+def drawn(widget):
+    from matplotlib.figure import Figure
+    fig = Figure()
+    widget._draw(fig)
+    return fig.axes
+
+@pytest.mark.parametrize('chunks', [None, [1, 3, 1, 1, 4], [9, 1], [10]])
+def test_the_picture_of_phases_has_a_row_for_each_query_in_the_colour_of_its_pass(chunks):
+    from matplotlib.colors import to_rgba
+    ax, = drawn(AttentionMap(small(), 'abcdefghab', chunks=chunks, view='phases', prompt=6))
+    phases = {True: to_rgba('#D55E00'), False: to_rgba('#0072B2')}
+    passes, rows = chunks or [6, 1, 1, 1, 1], []
+    for n in passes: rows += [(q, q + 1, phases[n == 1 and q > 0]) for q in range(len(rows), len(rows) + n)]
+    assert bars(ax) == rows
+
+def test_the_picture_of_batches_numbers_each_stay_of_a_request_once():
+    records = batches()
+    for ax, record in zip(drawn(BatchTimeline(records)), records.values(), strict=True):
+        steps = enumerate(record['steps'])
+        places = {(i, j['slot']): j['request'] for i, step in steps for j in step['jobs']}
+        begun = [(i, slot, str(r)) for (i, slot), r in places.items() if places.get((i - 1, slot)) != r]
+        texts = [(int(t.get_position()[0]), t.get_position()[1], t.get_text()) for t in ax.texts]
+        assert sorted(texts) == sorted(begun)
 
 def test_a_long_timeline_is_drawn_with_few_objects():
     from matplotlib.figure import Figure
