@@ -1,6 +1,8 @@
 "Real weights: parity with transformers, the files of other programs, and files that lie."
 import contextlib, errno, json, os, pickle, random, resource, shutil, sys, time
 from collections import OrderedDict
+from dataclasses import replace
+from math import exp
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,9 +13,11 @@ import torch
 import transformers as hf
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
 
 from helpers import close, quick, run_python, scalings, seeded, shapes, small_model, tokens
-from tinylm import CharTokenizer, KVCache, LanguageModel, phase_gap, phase_invariant, quantize_
+from tinylm import (PRESETS, CharTokenizer, KVCache, LanguageModel, load_corpus, phase_gap, phase_invariant,
+                    quantize_, train_val_split, trained_model)
 from tinylm.core import data_dir
 from tinylm.pretrained import FAMILIES, family_of, from_gguf, from_hf, load_model, to_gguf, to_hf
 
@@ -120,17 +124,23 @@ def parted(model, a, b, rounding=1e-4):
     top = model.prefill(a[None, :first])[0][0, -1].topk(2).values
     return (top[0] - top[1]).item() > rounding
 
+def greedy(model, x, n):
+    "What a model of transformers writes, whatever it takes for an end."
+    return model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=n, do_sample=False,
+                          eos_token_id=None, pad_token_id=0)
+
+def writes_the_same(ours, other, x, n):
+    "Greedy texts of both, token for token; no two of their tokens differ that are not equal within rounding."
+    got, want = ours.decode(x, n, temperature=0), greedy(other, x, n)
+    return got.shape == want.shape and not any(parted(ours, a, b) for a, b in zip(got, want))
+
 @few
 @given(configs(), st.integers(0, 99))
 def test_greedy_text_is_that_of_generate_to_the_end_of_the_window(config, seed):
     model = theirs(config, seed)
     with folder() as f: model.save_pretrained(f); ours, _ = from_hf(f)
     x = torch.randint(ours.config.vocab_size, (1, 3), generator=seeded(seed))
-    n = ours.config.block_size - 3
-    want = model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=n, do_sample=False,
-                          eos_token_id=None, pad_token_id=0)
-    got = ours.decode(x, n, temperature=0)
-    assert got.shape == want.shape and not parted(ours, got[0], want[0])
+    assert writes_the_same(ours, model, x, ours.config.block_size - 3)
 
 @few
 @given(configs(), st.sampled_from([torch.float16, torch.bfloat16, torch.float64]))
@@ -268,6 +278,33 @@ def test_int8_weights_and_unknown_rules_do_not_leave(tmp_path, make):
         with pytest.raises(ValueError, match='rope_scaling is dynamic: a GGUF file'):
             make(small_model(**LLAMA, rope_scaling=rule), tmp_path/'x')
     assert not (tmp_path/'x').exists()
+
+# --- trained models leave
+
+def hidden(model, rows, length):
+    "Windows of the text that it has not learnt from."
+    ids = model.tokenizer.encode(train_val_split(load_corpus())[1])
+    return torch.tensor([ids[i*len(ids)//rows:][:length] for i in range(rows)])
+
+def goes_on_in_transformers(model, path):
+    to_hf(model, path)
+    other, T = reloaded(path), model.config.block_size
+    words = hf.AutoTokenizer.from_pretrained(path)
+    x = hidden(model, 10, T)
+    assert words(model.tokenizer.decode(x[0])).input_ids == x[0].tolist()
+    with torch.no_grad(): assert (model.prefill(x)[0] - other(x).logits).abs().max() <= 1e-4
+    assert writes_the_same(model, other, x[:, :9], T - 9)
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_transformers_goes_on_after_fifty_steps_of_training(tmp_path, name):
+    shape, recipe = PRESETS[name]
+    few_steps = replace(recipe, steps=50, batch_size=4, eval_windows=4)
+    goes_on_in_transformers(trained_model('fifty', shape, few_steps), tmp_path)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', PRESETS)
+def test_transformers_goes_on_with_a_trained_model(tmp_path, name):
+    goes_on_in_transformers(trained_model(name, *PRESETS[name]), tmp_path)
 
 # --- the law judges ours and theirs
 
@@ -853,11 +890,21 @@ def test_the_real_model_writes_what_transformers_writes(both):
     model, tokenizer, other, _ = both
     for prompt in PROMPTS:
         x = torch.tensor([tokenizer.encode(prompt)])
-        want = other.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=24, do_sample=False,
-                              eos_token_id=None, pad_token_id=0)
-        got = model.decode(x, 24, temperature=0)
-        assert not parted(model, got[0], want[0]), prompt
+        assert writes_the_same(model, other, x, 64), prompt
     with torch.no_grad(): assert (model.prefill(x)[0] - other(x).logits).abs().max() <= 1e-3
+
+@pytest.mark.slow
+@real
+def test_the_real_models_perplexity_is_that_of_transformers(both):
+    "On the held-out tenth of the course's text, in windows."
+    model, tokenizer, other, _ = both
+    ids, T = tokenizer.encode(train_val_split(load_corpus())[1]), 256
+    rows = torch.tensor([ids[i:i+T+1] for i in range(0, 8*T, T)])
+    x, y = rows[:, :-1], rows[:, 1:].flatten()
+    with torch.no_grad(): logits = model.prefill(x)[0], other(x).logits
+    got, want = (exp(cross_entropy(l.flatten(0, 1), y).item()) for l in logits)
+    print(f'perplexity {got:.5f}, that of transformers {want:.5f}')
+    assert got == pytest.approx(want, rel=1e-5) and 2 < got < 100
 
 @pytest.mark.slow
 @real
@@ -888,21 +935,32 @@ def test_llama_cpp_reads_what_is_rare(tmp_path, family, changes):
     beside_llama_cpp(tmp_path, family, **changes)
 
 def beside_llama_cpp(tmp_path, family, **changes):
-    lcpp = pytest.importorskip('llama_cpp')
     chars = 'abcdefghijklmnopqrstuvwxyz .,\n?'
-    most = 2e-3 if family == 'gpt2' else 1e-3          # its GELU comes from a table of 16-bit numbers
     shape = OURS[family] | dict(n_embd=64, head_dim=None, vocab_size=len(chars), block_size=64) | changes
     model = small_model(tokenizer=CharTokenizer(chars), **shape).eval()
-    to_gguf(model, tmp_path/'m.gguf')
+    goes_on_in_llama_cpp(model, tmp_path/'m.gguf', [torch.randint(len(chars), (1, 5 + n), generator=seeded(n))
+                                                    for n in range(10)])
+
+def goes_on_in_llama_cpp(model, path, prompts):
+    "Its logits at each position and its greedy text, to the end of the window."
+    lcpp, T = pytest.importorskip('llama_cpp'), model.config.block_size
+    most = 2e-3 if model.config.mlp == 'gelu' else 1e-3     # its GELU comes from a table of 16-bit numbers
+    to_gguf(model, path)
     # its cache in float32, too
-    other = lcpp.Llama(str(tmp_path/'m.gguf'), n_ctx=64, logits_all=True, verbose=False, type_k=0, type_v=0)
-    for n in range(10):
-        x = torch.randint(len(chars), (1, 5 + n), generator=seeded(n))
+    other = lcpp.Llama(str(path), n_ctx=T, logits_all=True, verbose=False, type_k=0, type_v=0)
+    for x in prompts:
         other.reset(); other.eval(x[0].tolist())
-        logits = torch.tensor(other.scores[:x.shape[1]].copy())
-        assert (model.prefill(x)[0][0] - logits).abs().max() <= most
-        got, ids = model.decode(x, 64 - x.shape[1], temperature=0)[0], x[0].tolist()
-        while len(ids) < 64:
+        got, ids = model.decode(x, T - x.shape[1], temperature=0)[0], x[0].tolist()
+        while len(ids) < T:
             ids.append(int(other.scores[len(ids) - 1].argmax()))
-            if len(ids) < 64: other.eval(ids[-1:])
-        assert not parted(model, got, torch.tensor(ids), 2*most)
+            other.eval(ids[-1:])
+        logits = torch.tensor(other.scores[:T].copy())
+        with torch.no_grad(): assert (model.prefill(torch.tensor([ids]))[0][0] - logits).abs().max() <= most
+        assert not parted(model, got, torch.tensor(ids), most)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', PRESETS)
+def test_llama_cpp_goes_on_with_a_trained_model(tmp_path, name):
+    pytest.importorskip('llama_cpp')
+    model = trained_model(name, *PRESETS[name])
+    goes_on_in_llama_cpp(model, tmp_path/'m.gguf', [*hidden(model, 10, 9)[:, None]])

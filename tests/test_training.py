@@ -9,8 +9,8 @@ from hypothesis import given, strategies as st
 from torch.nn import functional as F
 
 from helpers import FailingOperation, quick, seeded
-from tinylm import (OPTIMIZERS, PACES, PRESETS, CharTokenizer, LanguageModel, LMConfig, Muon, TrainConfig, Trainer,
-                    check_device, checkpoint_path, course_model, course_path, evaluate, evaluating,
+from tinylm import (OPTIMIZERS, PACES, PRESETS, CharTokenizer, LanguageModel, LMConfig, Muon, TrainConfig,
+                    Trainer, check_device, checkpoint_path, course_model, course_path, evaluate, evaluating,
                     learning_rate, model_path, orthogonal, read_run, shown, train, training)
 
 TEXT = torch.randint(9, (2000,), generator=torch.Generator().manual_seed(0))
