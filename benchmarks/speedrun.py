@@ -113,7 +113,8 @@ def main():
     which.add_argument('--search', action='store_true', help='one change a row')
     args = p.parse_args()
     try: measure(args)
-    except (TypeError, ValueError, OSError, RuntimeError, MemoryError) as e: p.error(' '.join(str(e).split()) or repr(e))
+    except (TypeError, ValueError, OSError, RuntimeError, MemoryError) as e:
+        p.error(' '.join(str(e).split()) or repr(e))
 
 def measure(args):
     "One row after another; what no row can train is said before the first."

@@ -15,9 +15,10 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from helpers import close, quick, run_python, scalings, seeded, shapes, small_model, tokens
+from helpers import CHATML, close, quick, run_python, scalings, seeded, shapes, small_model, tokens
 from tinylm import (PRESETS, CharTokenizer, KVCache, LanguageModel, load_corpus, phase_gap, phase_invariant,
-                    quantize_, train_val_split, trained_model)
+                    quantize_, tokenizer_from_hf, tokenizer_to_hf, train_subwords, train_val_split,
+                    trained_model)
 from tinylm.core import data_dir
 from tinylm.pretrained import FAMILIES, family_of, from_gguf, from_hf, load_model, to_gguf, to_hf
 
@@ -821,6 +822,42 @@ def test_a_tokenizer_that_cannot_be_written_leaves_the_old_files(tmp_path, make)
     with pytest.raises(ValueError, match='expected a SubwordTokenizer or a CharTokenizer'):
         make(small_model(1, tokenizer=NoTokenizer(), **LLAMA), tmp_path/'x')
     assert content(tmp_path/'x') == before and [p.name for p in tmp_path.iterdir()] == ['x']
+
+def writers(tmp_path):
+    "Ours and those of transformers, whole and cut into shards, with every tokenizer or none."
+    chars, shape = CharTokenizer('abcdefghijk'), LLAMA | dict(vocab_size=300)
+    def words(**about): return train_subwords('the cat sat on the mat '*9, 300, NAMES, **about)
+    def ours(tokenizer): return lambda path: to_hf(small_model(tokenizer=tokenizer, **shape), path)
+    to_hf(small_model(tokenizer=words(chat_template=CHATML, end=[0, 2]), **shape), tmp_path/'source')
+    def theirs(size):
+        def write(path):
+            reloaded(tmp_path/'source').save_pretrained(path, max_shard_size=size)
+            hf.AutoTokenizer.from_pretrained(tmp_path/'source').save_pretrained(path)
+        return write
+    return [lambda path: to_hf(small_model(tokenizer=chars, **LLAMA), path), ours(None), ours(words()),
+            ours(words(chat_template=CHATML, end=[0, 2])), theirs('5GB'), theirs('20KB')]
+
+NAMES = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
+
+def test_a_folder_holds_nothing_of_the_model_that_was_there_before(tmp_path):
+    makers = writers(tmp_path)
+    for i, after in enumerate(makers[:4]):
+        after(fresh := tmp_path/f'fresh{i}')
+        for j, before in enumerate(makers):
+            before(path := tmp_path/f'{j}{i}')
+            notes = {'README.md': b'mine', 'other.gguf': b'too', 'model-old.safetensors': b'and this'}
+            for name, words in notes.items(): (path/name).write_bytes(words)
+            after(path)
+            assert content(path) == content(fresh) | notes
+
+def test_a_tokenizer_leaves_nothing_of_the_one_before(tmp_path):
+    chats = train_subwords('a cat '*9, 300, NAMES, chat_template=CHATML, end=[0, 2])
+    tokenizer_to_hf(train_subwords('a cat '*9, 300, NAMES), tmp_path/'fresh')
+    tokenizer_to_hf(chats, tmp_path/'x')
+    (tmp_path/'x'/'chat_template.jinja').write_text('of another')
+    assert tokenizer_from_hf(tmp_path/'x').chat_template == 'of another'
+    tokenizer_to_hf(train_subwords('a cat '*9, 300, NAMES), tmp_path/'x')
+    assert content(tmp_path/'x') == content(tmp_path/'fresh')
 
 def test_a_full_disk_leaves_the_old_gguf_and_names_the_users_path(tmp_path, monkeypatch):
     model = small_model(**LLAMA)
