@@ -1,6 +1,7 @@
 "Real weights: parity with transformers, the files of other programs, and files that lie."
 import contextlib, errno, json, os, pickle, random, resource, shutil, sys, time
 from collections import OrderedDict
+from configparser import ConfigParser
 from dataclasses import replace
 from math import exp
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from conftest import ROOT
 from hypothesis import given, settings, strategies as st
+from packaging.requirements import Requirement
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, gelu
 
@@ -876,11 +879,21 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
 
 # --- extras are asked for only when they are needed
 
-EXTRAS = 'gguf', 'tokenizers', 'jinja2', 'transformers', 'numba'
+def extras():
+    "The packages that settings.ini asks for beside those of the library, and those of lessons to come."
+    about = ConfigParser()
+    about.read(ROOT/'settings.ini', encoding='utf-8')
+    words = ' '.join(v for k, v in about['DEFAULT'].items() if k.endswith('_requirements')).split()
+    return {Requirement(w).name for w in words} | {'numba'}
 
 def test_import_brings_no_extra():
-    code = (f'import sys, tinylm, tinylm.pretrained\nprint([m for m in {EXTRAS} if m in sys.modules])')
-    assert run_python('-c', code).stdout.strip() == '[]'
+    code = """import sys, tinylm
+from importlib.metadata import packages_distributions
+of = packages_distributions()
+print(*{name.lower() for m in {*sys.modules} for name in of.get(m, [])})"""
+    loaded = {*run_python('-c', code).stdout.split()}
+    assert {'torch', 'numpy', 'tqdm'} <= loaded and {'gguf', 'jupyterlab'} < extras()
+    assert loaded & extras() == set()
 
 def test_a_missing_package_is_one_line(tmp_path, small_gguf, monkeypatch):
     monkeypatch.setitem(sys.modules, 'gguf', None)
