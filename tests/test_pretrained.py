@@ -310,6 +310,15 @@ def test_transformers_goes_on_after_fifty_steps_of_training(tmp_path, name):
 def test_transformers_goes_on_with_a_trained_model(tmp_path, name):
     goes_on_in_transformers(trained_model(name, *PRESETS[name]), tmp_path)
 
+@pytest.mark.parametrize('end', [None, [], [3], [5, 3]])
+@pytest.mark.parametrize('family', OURS)
+def test_transformers_ends_where_our_tokenizer_says_and_nowhere_else(tmp_path, family, end):
+    tokenizer = end if end is None else train_subwords('a cat '*9, 300, NAMES, end=end)
+    to_hf(small_model(tokenizer=tokenizer, vocab_size=300, **OURS[family]), tmp_path)
+    about = reloaded(tmp_path).generation_config
+    assert about.eos_token_id == {0: None, 1: 3, 2: [5, 3]}[len(end or [])] and about.bos_token_id is None
+    if end: assert [*from_hf(tmp_path)[1].end] == end
+
 # --- the law judges ours and theirs
 
 @few

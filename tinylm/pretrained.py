@@ -196,7 +196,7 @@ def to_hf(
     "Write what transformers, vLLM and llama.cpp's converter read: config, weights, tokenizer."
     family, folder = family_of(model.config), Path(folder)
     about = {'model_type': family, 'architectures': [_CLASSES[family]], 'torch_dtype': 'float32'}
-    about |= _their_config(model.config, family)
+    about |= _their_config(model.config, family) | _their_ends(model.tokenizer)
     tensors = {name: _turned(family, name, t).contiguous() for name, t in _taken_apart(model, family, 0)}
     files = {'model.safetensors': to_bytes(tensors, {'format': 'pt'}),
              'config.json': json.dumps(about, indent=2).encode()}
@@ -422,6 +422,12 @@ def _their_sizes(c, family):
                 intermediate_size=c.n_wide, hidden_act='silu', rms_norm_eps=c.norm_eps,
                 tie_word_embeddings=c.tie_embeddings, mlp_bias=c.bias and family == 'llama',
                 attention_bias=c.bias or family == 'qwen3' and _has_qkv_bias(c))
+
+def _their_ends(tokenizer):
+    "Said also where there are none: what a kind takes for an end by itself is a token like others here."
+    ends = [*getattr(tokenizer, 'end', ())]
+    return {'bos_token_id': getattr(tokenizer, 'bos', None),
+            'eos_token_id': ends if len(ends) > 1 else next(iter(ends), None)}
 
 # what others cut into pieces
 _SHARDS = 'model.safetensors.index.json', f'model-{"[0-9]"*5}-of-{"[0-9]"*5}.safetensors'
