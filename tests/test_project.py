@@ -1,5 +1,5 @@
 "Notebooks, package, README and site say the same."
-import ast, importlib, inspect, os, re, shutil, signal, sys
+import ast, importlib, inspect, os, re, runpy, shutil, signal, sys
 from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
@@ -471,16 +471,46 @@ def test_a_lesson_can_be_taken_along():
     addresses = re.findall('href="(.*?)"', html)
     assert len(addresses) == 3 and all(re.search(r'main.*nbs/04_decode\.ipynb$', a) for a in addresses)
 
-def test_the_speedrun_measures_a_change_and_refuses_what_is_none(tmp_path):
+@pytest.fixture
+def speedrun(tmp_path, monkeypatch, capsys):
+    "Its exit code, what it prints, and the last line of its errors."
     (tmp_path/'text.txt').write_text('the cat sat on the mat.\n'*200)
-    words = ['--corpus', str(tmp_path/'text.txt'), '--seeds', '1', 'n_layer=1', 'n_embd=16', 'block_size=16']
-    speedrun = lambda change: run_python('benchmarks/speedrun.py', *words, change, cwd=ROOT)
-    done = speedrun('steps=2')
-    assert done.returncode == 0 and 'steps=2' in done.stdout and '1 seeds' in done.stdout
-    for wrong in ('depth=3', 'steps=0', 'optimizer=sgd'):
-        failed = speedrun(wrong)
-        assert failed.returncode == 2 and 'Traceback' not in failed.stderr
-        assert wrong.split('=')[0] in failed.stderr.splitlines()[-1]
+    module = runpy.run_path(str(ROOT/'benchmarks'/'speedrun.py'))
+    def go(*words):
+        small = ['--corpus', str(tmp_path/'text.txt'), 'n_layer=1', 'n_embd=16', 'block_size=16']
+        monkeypatch.setattr(sys, 'argv', ['speedrun.py', *small, *words])
+        code = 0
+        try: module['main']()
+        except SystemExit as e: code = e.code
+        out, err = capsys.readouterr()
+        return code, out, (err.splitlines() or [''])[-1]
+    go.names = module['main'].__globals__
+    return go
+
+def test_the_speedrun_measures_a_change(speedrun, monkeypatch):
+    counts, loss = [], speedrun.names['CountModel'].loss
+    monkeypatch.setattr(speedrun.names['CountModel'], 'loss', lambda *a: counts.append(1) or loss(*a))
+    code, out, _ = speedrun('steps=2', '--seeds', '1')
+    assert code == 0 and 'steps=2' in out and '1 seeds' in out
+    code, out, _ = speedrun('steps=1', 'n_head=2', '--parts', '--seeds', '1')
+    assert code == 0 and 'QK-norm' in out and len(counts) == 2         # once for each text
+
+@pytest.mark.parametrize('words, says', [
+    ('depth=3', 'depth'), ('steps=0', 'steps'), ('optimizer=sgd', 'optimizer'),
+    ('weights=int8', 'int8 weights have no gradients'), ('block_size=5000', 'too short'),
+    ('--seeds 0', 'seeds is 0'), ('batch_size=1 --search', 'batch_size is 0'),
+    ('lr=1e30 min_lr=1e30 warmup=0 steps=9', 'try a learning rate below')])
+def test_the_speedrun_refuses_what_cannot_be_trained(speedrun, words, says):
+    code, out, error = speedrun(*words.split())
+    assert code == 2 and error.startswith('speedrun.py: error: ') and says in error
+    assert not out or 'lr' in words                    # before the first row
+
+def test_any_field_of_a_speedrun_may_hold_anything(speedrun, monkeypatch):
+    monkeypatch.setitem(speedrun.names, 'run', lambda *_: (1., 1.))
+    shape, recipe = tinylm.PRESETS['course']
+    codes = Counter(speedrun(f'{name}={value}')[0] for name in {**vars(shape), **vars(recipe)}
+                    for value in (0, -1, 3, .5, 10**12, None, True, 'int8', [], {}))
+    assert {*codes} == {0, 2} and min(codes.values()) > 30
 
 def test_the_words_of_the_glossary_stand_where_it_says_and_lessons_link_to_them():
     page = markdown(ROOT/'nbs'/'glossary.ipynb')

@@ -7,7 +7,7 @@ __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #d86cd208
 import argparse, json, os, signal, sys, threading, warnings
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import fields, replace
 from math import inf
 from pathlib import Path
@@ -205,23 +205,31 @@ def _until_ctrl_c():
     "Ctrl-C ends what is inside, and no more."
     mine = threading.current_thread() is threading.main_thread()
     if not mine or signal.getsignal(signal.SIGINT) is signal.SIG_IGN: yield; return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    came = []
+    def once(*_):
+        came.append(1)
+        if len(came) == 1: raise KeyboardInterrupt
+    before = signal.signal(signal.SIGINT, once)
     try: yield
-    except KeyboardInterrupt:
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN: raise           # somebody ends all of it
-    finally: signal.signal(signal.SIGINT, before)
+    except (KeyboardInterrupt, RuntimeError):          # PyTorch turns some into an error of its own
+        if not came or signal.getsignal(signal.SIGINT) is not once: raise      # somebody ends all of it
+    finally:
+        if signal.getsignal(signal.SIGINT) is once: signal.signal(signal.SIGINT, before)
 
 def _message():
     "The next line, or None."
     try: return input('> ' if sys.stdin.isatty() else '')
-    except EOFError: return None
+    except (EOFError, KeyboardInterrupt) as e:
+        if sys.stdin.isatty(): _write('\n')            # what follows has a line of its own
+        if isinstance(e, KeyboardInterrupt): raise
 
 # %% ../nbs/cli.ipynb #c4a70003
 def _answer(talk, message):
-    with _until_ctrl_c():
-        for piece in talk.say(message): _write(piece)
+    answered = len(talk.turns)
+    with _until_ctrl_c(), closing(talk.say(message)) as answer:
+        for piece in answer: _write(piece)
     _write('\n')
-    turn = talk.turns[-1] if talk.turns else None
+    turn = talk.turns[-1] if len(talk.turns) > answered else None
     if turn and turn.dropped: print(f'(the {turn.dropped} oldest messages no longer fit)', file=sys.stderr)
     if turn and sys.stdin.isatty(): print(f'({turn})', file=sys.stderr)
 
@@ -231,6 +239,8 @@ def _chat(args):
     model = load_model(args.checkpoint).to(check_device(args.device))
     talk = chat(model, system=args.system, sampling=sampling, max_new_tokens=args.max_tokens)
     warnings.simplefilter('ignore')                    # what is left out is said in a line of its own
+    # what is no text is refused as a message, and the conversation goes on
+    if hasattr(sys.stdin, 'reconfigure'): sys.stdin.reconfigure(errors='surrogateescape')
     while (message := _message()) not in (None, '/quit'):
         try:
             if message.strip(): _answer(talk, message)

@@ -19,11 +19,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 
-from .core import check_count, check_number, naming, read_object, shown, write_atomic
+from .core import check_count, check_number, naming, read_object, shown, write_atomic, write_folder
 from .decoding import ADAPTERS
 from .model import LanguageModel, LMConfig, check_floats, reading_safetensors
 from .modern import rope_speeds, scaling_of
-from .subwords import tokenizer_from_gguf, tokenizer_from_hf, tokenizer_to_gguf, tokenizer_to_hf
+from .subwords import TOKENIZER_FILES, tokenizer_from_gguf, tokenizer_from_hf
+from .subwords import tokenizer_to_gguf, tokenizer_to_hf
 
 # %% ../nbs/12_pretrained.ipynb #12000010
 _BLOCKS, _BLK = 'model.layers.{}.', 'blk.{}.'
@@ -195,15 +196,16 @@ def to_hf(
     "Write what transformers, vLLM and llama.cpp's converter read: config, weights, tokenizer."
     family, folder = family_of(model.config), Path(folder)
     about = {'model_type': family, 'architectures': [_CLASSES[family]], 'torch_dtype': 'float32'}
-    about |= _their_config(model.config, family)
+    about |= _their_config(model.config, family) | _their_ends(model.tokenizer)
     tensors = {name: _turned(family, name, t).contiguous() for name, t in _taken_apart(model, family, 0)}
+    files = {'model.safetensors': to_bytes(tensors, {'format': 'pt'}),
+             'config.json': json.dumps(about, indent=2).encode()}
     # what cannot be written says so before the folder changes
     with tempfile.TemporaryDirectory() as aside:
         if model.tokenizer is not None: tokenizer_to_hf(model.tokenizer, aside)
-        with naming(folder): folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder/'model.safetensors', [to_bytes(tensors, {'format': 'pt'})])
-        write_atomic(folder/'config.json', [json.dumps(about, indent=2).encode()])
-        for file in Path(aside).iterdir(): write_atomic(folder/file.name, [file.read_bytes()])
+        files |= {file.name: file.read_bytes() for file in Path(aside).iterdir()}
+    with naming(folder): folder.mkdir(parents=True, exist_ok=True)
+    write_folder(folder, files, [*TOKENIZER_FILES, *_SHARDS])
 
 # %% ../nbs/12_pretrained.ipynb #12000049
 def to_gguf(
@@ -421,6 +423,14 @@ def _their_sizes(c, family):
                 tie_word_embeddings=c.tie_embeddings, mlp_bias=c.bias and family == 'llama',
                 attention_bias=c.bias or family == 'qwen3' and _has_qkv_bias(c))
 
+def _their_ends(tokenizer):
+    "Said also where there are none: what a kind takes for an end by itself is a token like others here."
+    ends = [*getattr(tokenizer, 'end', ())]
+    return {'bos_token_id': getattr(tokenizer, 'bos', None),
+            'eos_token_id': ends if len(ends) > 1 else next(iter(ends), None)}
+
+# what others cut into pieces
+_SHARDS = 'model.safetensors.index.json', f'model-{"[0-9]"*5}-of-{"[0-9]"*5}.safetensors'
 _CLASSES = {'gpt2': 'GPT2LMHeadModel', 'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM',
             'qwen3': 'Qwen3ForCausalLM'}
 

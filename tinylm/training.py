@@ -10,7 +10,7 @@ __all__ = ['COURSE', 'OPTIMIZERS', 'PACES', 'orthogonal', 'Muon', 'TrainConfig',
 # %% ../nbs/03_prefill.ipynb #ebbac5a6
 import hashlib, json
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from math import cos, inf, isfinite, nan, pi, sqrt
 from pathlib import Path
 from time import perf_counter
@@ -472,13 +472,20 @@ def _check_out(out):
     check_writable(out)
 
 # %% ../nbs/03_prefill.ipynb #73fc3dc9
+def _spelt(config, first):
+    "The fields that were there first, and of those that came later what is not its default."
+    plain = type(config)()
+    return {f.name: value for i, f in enumerate(fields(config))
+            if (value := getattr(config, f.name)) != getattr(plain, f.name) or i < first}
+
 def model_path(
     name:str, # how the name of the file begins
     shape:LMConfig, # of the model; with the vocabulary of the course's text
     recipe:TrainConfig, # of its training
 )->Path: # a file in `data_dir()`
     "Where a model that the library trains by itself is kept."
-    made_of = [asdict(shape), asdict(recipe), load_corpus()]
+    # how many fields were there first: a later one renames no model that it does not change
+    made_of = [_spelt(shape, 21), _spelt(recipe, 15), load_corpus()]
     return data_dir()/f'{name}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]}.safetensors'
 
 # %% ../nbs/03_prefill.ipynb #0c030c01
