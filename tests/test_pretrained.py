@@ -314,7 +314,8 @@ def test_transformers_goes_on_with_a_trained_model(tmp_path, name):
 @pytest.mark.parametrize('family', OURS)
 def test_transformers_ends_where_our_tokenizer_says_and_nowhere_else(tmp_path, family, end):
     tokenizer = end if end is None else train_subwords('a cat '*9, 300, NAMES, end=end)
-    to_hf(small_model(tokenizer=tokenizer, vocab_size=300, **OURS[family]), tmp_path)
+    rows = 300 if end is None else tokenizer.vocab_size
+    to_hf(small_model(tokenizer=tokenizer, vocab_size=rows, **OURS[family]), tmp_path)
     about = reloaded(tmp_path).generation_config
     assert about.eos_token_id == {0: None, 1: 3, 2: [5, 3]}[len(end or [])] and about.bos_token_id is None
     if end: assert [*from_hf(tmp_path)[1].end] == end
@@ -837,16 +838,17 @@ def test_a_tokenizer_that_cannot_be_written_leaves_the_old_files(tmp_path, make)
 
 def writers(tmp_path):
     "Ours and those of transformers, whole and cut into shards, with every tokenizer or none."
-    chars, shape = CharTokenizer('abcdefghijk'), LLAMA | dict(vocab_size=300)
     def words(**about): return train_subwords('the cat sat on the mat '*9, 300, NAMES, **about)
+    shape = LLAMA | dict(vocab_size=words().vocab_size)
     def ours(tokenizer): return lambda path: to_hf(small_model(tokenizer=tokenizer, **shape), path)
-    to_hf(small_model(tokenizer=words(chat_template=CHATML, end=[0, 2]), **shape), tmp_path/'source')
+    ours(words(chat_template=CHATML, end=[0, 2]))(tmp_path/'source')
     def theirs(size):
         def write(path):
             reloaded(tmp_path/'source').save_pretrained(path, max_shard_size=size)
             hf.AutoTokenizer.from_pretrained(tmp_path/'source').save_pretrained(path)
         return write
-    return [lambda path: to_hf(small_model(tokenizer=chars, **LLAMA), path), ours(None), ours(words()),
+    chars = small_model(tokenizer=CharTokenizer('abcdefghijk'), **LLAMA)
+    return [lambda path: to_hf(chars, path), ours(None), ours(words()),
             ours(words(chat_template=CHATML, end=[0, 2])), theirs('5GB'), theirs('20KB')]
 
 NAMES = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
