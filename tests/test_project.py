@@ -1,5 +1,5 @@
 "Notebooks, package, README and site say the same."
-import ast, importlib, inspect, os, re, runpy, shutil, signal, sys
+import ast, importlib.util, inspect, os, re, runpy, shutil, signal, sys
 from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
@@ -470,6 +470,20 @@ def test_a_lesson_can_be_taken_along():
     assert html.startswith('<header id="title-block-header">\n04</header>') and html.endswith('<p>text</p>')
     addresses = re.findall('href="(.*?)"', html)
     assert len(addresses) == 3 and all(re.search(r'main.*nbs/04_decode\.ipynb$', a) for a in addresses)
+
+@pytest.mark.parametrize('path', [p for p in PAGES if p.stem[0].isdigit()], ids=lambda p: p.stem)
+def test_a_lesson_brings_its_library_where_it_is_missing(path, monkeypatch):
+    "Where the notebook is opened alone, as in Colab; no lesson reads a file that stands beside it."
+    first, asked = code_cells(path)[0], []
+    shell = type('Shell', (), {'run_line_magic': lambda self, *words: asked.append(words)})
+    run = lambda: exec(first, {'get_ipython': shell})
+    run()
+    assert first.startswith('#| hide\n') and not asked            # it is here
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    run()
+    source = f"'tinylm @ git+{settings()['git_url']}@{settings()['branch']}'"
+    assert [w[0] for w in asked] == ['pip'] and asked[0][1].endswith(source)
+    assert 'tinylm.mplstyle' not in ''.join(code_cells(path))
 
 @pytest.fixture
 def speedrun(tmp_path, monkeypatch, capsys):
