@@ -757,7 +757,7 @@ render({{ model, el: document.querySelector('#el') }});
 
 def live(w, **detail):
     values = {'data': w.data, 'chosen': w.chosen, 'detail': detail}
-    drawing = _drawing(w.data['kind']).removesuffix('export default { render };')
+    drawing = _drawing(w.rooms).removesuffix('export default { render };')
     return LIVE.format(drawing=drawing, values=_script(values))
 
 @pytest.mark.parametrize('form', ['page', 'live'])

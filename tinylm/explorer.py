@@ -58,6 +58,7 @@ def _limits(machine, memory):
 # %% ../nbs/seven_billion.ipynb #ce000007
 class CostExplorer(Widget):
     "What the two phases cost at least, for any model, machine and load: all sliders, all sums in the page."
+    rooms = 'base', 'costs'
     size = (6, 3.2)
 
     def __init__(self,

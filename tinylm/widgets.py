@@ -54,10 +54,10 @@ def _packed(x, dtype): return base64.b64encode(x.contiguous().numpy().astype(dty
 _EXPORT = 'export default { render };'
 
 @cache
-def _drawing(kind):
+def _drawing(rooms):
     "What draws one kind of widget, as one ES module."
     static = files('tinylm')/'static'
-    return '\n'.join([*((static/f'{f}.js').read_text(encoding='utf-8') for f in ('base', kind)), _EXPORT])
+    return '\n'.join([*((static/f'{room}.js').read_text(encoding='utf-8') for room in rooms), _EXPORT])
 
 def _ascii(source):
     "JavaScript with every other character as an escape."
@@ -105,13 +105,13 @@ def _tick_labels(axis, labels, **about): axis.set_ticks(range(len(labels)), labe
 
 # %% ../nbs/widgets.ipynb #3e916ced
 @cache
-def _live(kind):
+def _live(drawing):
     try: import anywidget, traitlets
     except ImportError:
         raise ImportError('a live widget needs anywidget (pip install anywidget); '
                           'to_html() does not') from None
     class LiveWidget(anywidget.AnyWidget):
-        _esm = _drawing(kind)
+        _esm = drawing
         data, chosen, detail = (traitlets.Dict().tag(sync=True) for _ in range(3))
 
         def _repr_mimebundle_(self, **kwargs):
@@ -122,6 +122,8 @@ def _live(kind):
 # %% ../nbs/widgets.ipynb #a13be57f
 class Widget:
     "What all widgets have: `data` and `chosen` for the drawing, and ways to show it."
+    rooms = 'base', # the files of `static` that draw it
+
     def to_html(self)->str: # goes into any page, or is one
         "One self-contained piece of HTML, drawing and data in it."
         return self._page(self._fallback().get('image/png'))
@@ -129,7 +131,12 @@ class Widget:
     def _page(self, picture):
         values = _script({'data': self.data, 'chosen': self.chosen})
         return _PAGE.format(picture=self._still(picture), values=values,
-                            drawing=_ascii(_drawing(self.data['kind'])).removesuffix(_EXPORT))
+                            drawing=self.script().removesuffix(_EXPORT))
+
+    @classmethod
+    def script(cls)->str: # plain ASCII
+        "What draws it, as one ES module."
+        return _ascii(_drawing(cls.rooms))
 
     def _still(self, picture):
         "What is shown where no scripts run."
@@ -138,7 +145,7 @@ class Widget:
 
     def widget(self): # an `anywidget.AnyWidget` with the traits `data` and `chosen`
         "A live widget; `ImportError` where anywidget is missing."
-        live = _live(self.data['kind'])(**self._traits())
+        live = _live(_drawing(self.rooms))(**self._traits())
         live.fallback = self._fallback()
         live.observe(lambda change: self._follow(live), 'chosen')
         return live
@@ -242,6 +249,7 @@ def _check_chunks(chunks, T):
 # %% ../nbs/widgets.ipynb #46bdb0a0
 class AttentionMap(Widget):
     "Who looks at whom in a text: every layer, head and pass, chosen in the page."
+    rooms = 'base', 'attention'
     size = (5, 5)
 
     def __init__(self,
@@ -385,6 +393,7 @@ def _bars(ax, values, width, **how):
 # %% ../nbs/widgets.ipynb #1efeed44
 class DecodeTimeline(Widget):
     "What each token of a generation waited for: time above, its cause below."
+    rooms = 'base', 'timeline'
     size = (7.5, 3.6)
 
     def __init__(self,
@@ -520,6 +529,7 @@ def _check_lanes(lanes):
 # %% ../nbs/widgets.ipynb #5c1a7e16
 class PhaseRace(Widget):
     "Several ways to write the same text, side by side, each token at the moment at which it came."
+    rooms = 'base', 'race'
     size = (7.5, 2.4)
 
     def __init__(self,
@@ -642,6 +652,7 @@ def _batch(name, record, label):
 # %% ../nbs/widgets.ipynb #b05d2f18
 class BatchTimeline(Widget):
     "Batches of one engine or several, step by step: who reads, who writes, and which places do nothing."
+    rooms = 'base', 'batch'
     size = (7.5, 5)
 
     def __init__(self,
@@ -689,6 +700,7 @@ def _draw(self:BatchTimeline, fig):
 # %% ../nbs/widgets.ipynb #f1869b43
 class TokenProbabilities(Widget):
     "The distribution of the next token, under dials that can be moved."
+    rooms = 'base', 'probabilities'
     size = (7.5, 2.8)
 
     def __init__(self,
@@ -746,6 +758,7 @@ def _chat_turns(talk, machine):
 # %% ../nbs/widgets.ipynb #ca7b0002
 class ChatBox(Widget):
     "A conversation, and what each answer took: its two phases on the clock and beside the roofline."
+    rooms = 'base', 'chat'
     size = (7.5, 3)
 
     def __init__(self,
