@@ -585,7 +585,7 @@ DRAWN = sorted({f.stem for f in STATIC.glob('*.js')} - {'base'})
 
 @pytest.mark.parametrize('kind', DRAWN)
 def test_the_drawing_asks_for_nothing_and_writes_no_markup(kind):
-    source = _drawing(['base', kind])
+    source = _drawing(('base', kind))
     assert set(re.findall(r'https?:\S+', source)) == {"http://www.w3.org/2000/svg';"}
     for word in ('fetch(', 'XMLHttpRequest', 'import ', 'import(', 'innerHTML', 'outerHTML',
                  'insertAdjacentHTML', 'document.write', 'eval(', 'new Function', '</', '<!--', '```'):
@@ -594,8 +594,8 @@ def test_the_drawing_asks_for_nothing_and_writes_no_markup(kind):
 @pytest.mark.parametrize('kind', DRAWN)
 def test_a_drawing_is_what_all_share_its_own_file_and_an_export(kind):
     own = [(STATIC/f'{f}.js').read_text(encoding='utf-8') for f in ('base', kind)]
-    assert _drawing(['base', kind]) == '\n'.join([*own, 'export default { render };'])
-    assert _drawing(['base', kind]).count('export ') == 1 and f'KINDS.{kind} = ' in own[1]
+    assert _drawing(('base', kind)) == '\n'.join([*own, 'export default { render };'])
+    assert _drawing(('base', kind)).count('export ') == 1 and f'KINDS.{kind} = ' in own[1]
 
 def test_no_drawing_uses_what_another_one_has():
     "A name of one file does not occur as a call in another."
