@@ -1,5 +1,6 @@
 "The data of each widget is that of the tensors, and the page that carries it runs nothing but the drawing."
 import base64, json, re, shutil, struct
+from functools import cache
 
 import nbformat
 import pytest
@@ -549,6 +550,7 @@ def bad_lane(turn=1):
     n = len(EVIL)
     return Lane([i + 1. for i in range(n)], [1]*n, [[i] for i in range(n)][::turn], [False]*n)
 
+@cache                                                 # its times are measured once
 def bad_talk():
     "A conversation in which everybody says what somebody wants to smuggle in."
     talk = chat(talker(), max_new_tokens=3)
