@@ -1,5 +1,6 @@
 "The data of each widget is that of the tensors, and the page that carries it runs nothing but the drawing."
 import base64, json, re, shutil, struct
+from functools import cache
 
 import nbformat
 import pytest
@@ -221,6 +222,8 @@ def test_the_timeline_shows_what_was_recorded():
 def test_tokens_read_are_left_out_where_the_costs_do_not_say():
     full = timeline(4, use_cache=False, prompt=16)                    # every pass read a full window
     assert DecodeTimeline(full).data['series'][0]['read'] is None
+    only = Timeline(*(x[:1] for x in vars(timeline(4)).values()))      # one pass, of four tokens or of one
+    assert DecodeTimeline(only).data['series'][0]['read'] is None
     bare = Timeline([.1, .2], [Ledger(flops=3, weight_bytes=4)]*2, [1, 2])
     s = DecodeTimeline(bare).data['series'][0]
     assert s['read'] is None and s['again'] == [False, False] and s['tokens'] == ['1', '2']
@@ -560,6 +563,7 @@ def bad_lane(turn=1):
     n = len(EVIL)
     return Lane([i + 1. for i in range(n)], [1]*n, [[i] for i in range(n)][::turn], [False]*n)
 
+@cache                                                 # its times are measured once
 def bad_talk():
     "A conversation in which everybody says what somebody wants to smuggle in."
     talk = chat(talker(), max_new_tokens=3)

@@ -377,7 +377,8 @@ def _series(name, line, label):
     costs, unit = line.costs, gcd(*(c.cache_written for c in line.costs))
     again = [i > 0 and c.cache_written > 0 and c.cache_read == c.cache_written for i, c in enumerate(costs)]
     read = [c.cache_written//unit for c in costs] if unit else None
-    if read and any(a and n == 1 for a, n in zip(again, read)): read = None   # all alike, so unknown
+    alike = len(costs) == 1 or read and any(a and n == 1 for a, n in zip(again, read))
+    if alike: read = None                                  # what was written does not tell
     ms = [1e3*s for s in line.seconds]
     return {'name': name, 'ms': ms, 'median': median(ms[1:] or ms), 'tokens': [label(t) for t in line.tokens],
             'bytes': [c.n_bytes for c in costs], 'flops': [c.flops for c in costs],
