@@ -193,6 +193,7 @@ def test_the_account_of_a_turn_is_the_work_of_its_tokens():
         shown = f'{tokens:,} {intensity:.1f} {1e3*sum(seconds):.1f} {1e3*least:.2f}'
         assert line.split()[1:] == shown.split()
 
+@quick
 @given(st.lists(st.floats(1e-4, 9), max_size=5))
 def test_the_rate_of_a_turn_is_that_of_the_tokens_after_the_first(seconds):
     turn = Turn(5, 3, timeline=Timeline(seconds, [], []))

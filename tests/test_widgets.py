@@ -342,6 +342,7 @@ def test_a_prompt_in_chunks_has_its_first_token_later():
 def test_play_takes_some_seconds(longest, speed):
     assert PhaseRace({'a': lane((longest/3, longest/2, longest))}).chosen['speed'] == pytest.approx(speed)
 
+@settings(max_examples=25, deadline=None)
 @given(st.floats(0, 400), st.floats(1e-3, 100))
 def test_a_race_begins_at_any_time_and_speed(time, speed):
     assert PhaseRace({'a': lane()}, time=time, speed=speed).chosen == dict(time=time, speed=speed)
