@@ -750,11 +750,13 @@ def reindexed(path, change):
 @pytest.mark.parametrize('name',
     ['../m.safetensors', '/etc/m.safetensors', 'a/b.safetensors', 'm.bin', '..', '', 7, None,
                                   'a\0.safetensors', 'a\\b.safetensors', ['m.safetensors'],
-                                  'none.safetensors'])
+                                  'a\nb.safetensors', '\x1b[2J.safetensors', '\udcff.safetensors',
+                                  '\u202e.safetensors', 'é'*130 + '.safetensors', 'x'*5000 + '.safetensors',
+                                  'none.safetensors', 'x'*243 + '.safetensors'])
 def test_an_index_that_points_elsewhere_is_refused(sharded, name):
     reindexed(sharded, lambda index: index.update({Q: name}))
     said = refusal(sharded)
-    inside = name == 'none.safetensors'
+    inside = name in ('none.safetensors', 'x'*243 + '.safetensors')
     assert ('there is no file' if inside else 'expected a safetensors file of its folder') in said
 
 def test_shards_that_are_missing_doubled_or_wrong_are_refused(sharded, tmp_path_factory):

@@ -185,8 +185,13 @@ def write_folder(
     files:dict, # the content of each, as `bytes`, by its name
     kind, # names, or patterns of names, that such files may have
 ):
-    "Write files that belong together, each whole or not at all, then remove others of their kind."
-    for name, content in files.items(): write_atomic(Path(folder)/name, [content])
+    "Write files that belong together, or none of them, then remove others of their kind."
+    def chunks(name, *later):
+        yield files[name]
+        write(*later)                                  # all of them, before this one gets its name
+    def write(*names):
+        if names: write_atomic(Path(folder)/names[0], chunks(*names))
+    write(*files)
     for old in [p for pattern in kind for p in Path(folder).glob(pattern) if p.name not in files]:
         with naming(old): old.unlink(missing_ok=True)
 

@@ -443,7 +443,9 @@ def _shards(folder):
     opened = {file: _opened(file) for file in files}
     for file, f in opened.items():
         for name in f.keys():
-            if name in where: raise ValueError(f'{file} and {where[name]} both hold {shown(name)}')
+            if name in where:
+                raise ValueError(f'{folder}: {shown(file.name)} and {shown(where[name].name)} both hold '
+                                 f'{shown(name)}')
             where[name] = file
     for name, file in listed.items():
         if where.get(name) != file: raise ValueError(f'{file} does not hold {shown(name)}, as the index says')
@@ -459,6 +461,11 @@ def _opened(file):
     with reading_safetensors(file): return safe_open(file, 'pt')
 
 # %% ../nbs/12_pretrained.ipynb #1200002f
+def _is_shard(name):
+    "Whether this may name a file beside the index; it is put into errors as it is."
+    return (isinstance(name, str) and name.endswith('.safetensors') and name.isprintable()
+            and len(name.encode()) <= 255 and not {*name} & {*'/\\:'})
+
 def _listed(folder):
     "The shards that an index names, by tensor."
     if not (index := folder/'model.safetensors.index.json').exists(): _nothing(folder)
@@ -466,9 +473,9 @@ def _listed(folder):
     if not isinstance(listed, dict) or not listed:
         raise ValueError(f'{index} lists no tensors: expected a weight_map')
     for name in listed.values():
-        if not isinstance(name, str) or not name.endswith('.safetensors') or {*name} & {*'/\\:\0'}:
-            raise ValueError(f'{index} names the file {shown(name)}: expected a safetensors file '
-                             f'of its folder')
+        if not _is_shard(name):
+            raise ValueError(f'{index} names the file {shown(name)}: expected a safetensors file of its '
+                             f'folder')
     return {tensor: folder/name for tensor, name in listed.items()}
 
 # %% ../nbs/12_pretrained.ipynb #12000026
