@@ -20,16 +20,17 @@ from torch.nn.functional import cross_entropy, gelu
 
 from helpers import CHATML, close, quick, run_python, scalings, seeded, shapes, small_model, tokens
 from tinylm import (PRESETS, CharTokenizer, KVCache, LanguageModel, load_corpus, phase_gap, phase_invariant,
-                    quantize_, tokenizer_from_hf, tokenizer_to_hf, train_subwords, train_val_split,
-                    trained_model)
+                    pretrained, quantize_, tokenizer_from_hf, tokenizer_to_hf, train_subwords,
+                    train_val_split, trained_model)
 from tinylm.core import data_dir
-from tinylm.pretrained import FAMILIES, family_of, from_gguf, from_hf, load_model, to_gguf, to_hf
+from tinylm.pretrained import (FAMILIES, REAL_MODEL, family_of, from_gguf, from_hf, load_model, real_file,
+                               to_gguf, to_hf)
 
 hf.utils.logging.set_verbosity_error()
 hf.utils.logging.disable_progress_bar()
 few = settings(quick, max_examples=15)
 long = pytest.mark.skipif('TINYLM_LONG' not in os.environ, reason='TINYLM_LONG=1 runs it: minutes')
-REAL = Path(os.environ.get('TINYLM_REAL_MODEL') or data_dir()/'SmolLM2-135M-Instruct.Q4_1.gguf')
+REAL = Path(os.environ.get('TINYLM_REAL_MODEL') or data_dir()/REAL_MODEL)
 real = pytest.mark.skipif(not REAL.exists(), reason=f'there is no {REAL}: make real-model fetches it')
 LLAMA = dict(norm='rms', mlp='swiglu', positions='rotary', bias=False, n_head=4, n_kv_head=2)
 OURS = {'gpt2': {}, 'llama': LLAMA, 'qwen2': LLAMA | dict(qkv_bias=True),
@@ -1041,3 +1042,27 @@ def test_llama_cpp_goes_on_with_a_trained_model(tmp_path, name):
     pytest.importorskip('llama_cpp')
     model = trained_model(name, *PRESETS[name])
     goes_on_in_llama_cpp(model, tmp_path/'m.gguf', [*hidden(model, 10, 9)[:, None]])
+
+# --- the file that lessons ask for
+
+def test_without_the_real_model_a_small_one_of_its_kind_stands_in(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrained, 'data_dir', lambda: tmp_path)
+    before = torch.get_rng_state()
+    model = load_model(real_file())
+    said = capsys.readouterr().out
+    assert said.count('\n') == 1 and 'make real-model' in said and torch.equal(torch.get_rng_state(), before)
+    assert family_of(model.config) == 'llama' and model.config.n_kv < model.config.n_head
+    x = torch.tensor([model.tokenizer.encode('What is the capital of France?')])
+    assert phase_invariant(model, x, 4, cache=KVCache.of(model, 1, 64), atol=1e-3)
+    assert model.tokenizer.chat_template and same(model, load_model(real_file()))
+    real_file().rename(tmp_path/REAL_MODEL); capsys.readouterr()
+    assert real_file() == tmp_path/REAL_MODEL and not capsys.readouterr().out
+
+def test_without_the_packages_the_stand_in_is_a_file_of_our_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrained, 'data_dir', lambda: tmp_path)
+    (tmp_path/REAL_MODEL).touch()
+    monkeypatch.setattr(pretrained, 'find_spec', lambda name: None)
+    model = load_model(real_file())
+    assert 'needs the packages' in capsys.readouterr().out
+    text = 'What is the capital of France?'
+    assert model.tokenizer.decode(model.tokenizer.encode(text)) == text and model.config.n_kv == 2
