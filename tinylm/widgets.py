@@ -49,10 +49,10 @@ _ROOMS = ('base', 'attention', 'timeline', 'race', 'batch', 'probabilities')
 _EXPORT = 'export default { render };'
 
 @cache
-def _drawing():
-    "All files of the drawing as one ES module."
+def _drawing(rooms=_ROOMS):
+    "All files of a drawing as one ES module."
     static = files('tinylm')/'static'
-    return '\n'.join([*((static/f'{room}.js').read_text(encoding='utf-8') for room in _ROOMS), _EXPORT])
+    return '\n'.join([*((static/f'{room}.js').read_text(encoding='utf-8') for room in rooms), _EXPORT])
 
 def _ascii(source):
     "JavaScript with every other character as an escape."
@@ -97,13 +97,13 @@ def _tick_labels(axis, labels, **about): axis.set_ticks(range(len(labels)), labe
 
 # %% ../nbs/widgets.ipynb #3e916ced
 @cache
-def _live():
+def _live(drawing):
     try: import anywidget, traitlets
     except ImportError:
         raise ImportError('a live widget needs anywidget (pip install anywidget); '
                           'to_html() does not') from None
     class LiveWidget(anywidget.AnyWidget):
-        _esm = _drawing()
+        _esm = drawing
         data, chosen, detail = (traitlets.Dict().tag(sync=True) for _ in range(3))
 
         def _repr_mimebundle_(self, **kwargs):
@@ -114,6 +114,8 @@ def _live():
 # %% ../nbs/widgets.ipynb #a13be57f
 class Widget:
     "What all widgets have: `data` and `chosen` for the drawing, and ways to show it."
+    rooms = _ROOMS # the files of `static` that draw it
+
     def to_html(self)->str: # goes into any page, or is one
         "One self-contained piece of HTML, drawing and data in it."
         return self._page(self._fallback().get('image/png'))
@@ -122,11 +124,16 @@ class Widget:
         name = escape(repr(self)).encode('ascii', 'xmlcharrefreplace').decode()
         image = f'<img alt="{name}" src="data:image/png;base64,{picture}">' if picture else name
         values = _script({'data': self.data, 'chosen': self.chosen})
-        return _PAGE.format(picture=image, values=values, drawing=_ascii(_drawing()).removesuffix(_EXPORT))
+        return _PAGE.format(picture=image, values=values, drawing=self.script().removesuffix(_EXPORT))
+
+    @classmethod
+    def script(cls)->str: # plain ASCII
+        "What draws it, as one ES module."
+        return _ascii(_drawing(cls.rooms))
 
     def widget(self): # an `anywidget.AnyWidget` with the traits `data` and `chosen`
         "A live widget; `ImportError` where anywidget is missing."
-        live = _live()(**self._traits())
+        live = _live(_drawing(self.rooms))(**self._traits())
         live.fallback = self._fallback()
         live.observe(lambda change: self._follow(live), 'chosen')
         return live
