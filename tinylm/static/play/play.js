@@ -18,8 +18,15 @@ svg .again { fill: var(--again); }
 svg .broken { fill: var(--again); stroke: var(--ink); stroke-width: .5; }
 svg .whole { fill: var(--kept); }
 .table { overflow-x: auto; }
-.heads { display: grid; gap: 4px; grid-template-columns: repeat(auto-fill, minmax(108px, 1fr)); }
-.heads button { padding: 2px 6px; text-align: left; font-size: 12.5px; }
+.slide { grid-template-columns: 7em minmax(60px, 1fr) 5em; }
+.heads { display: grid; gap: 4px; margin: 6px 0 10px; }
+.layer { display: grid; gap: 4px; grid-template-columns: 3.6em repeat(var(--n), minmax(0, 1fr)); align-items: center; }
+.layer span { color: var(--muted); font-size: 12.5px; }
+.heads button { padding: 2px 5px; text-align: left; font-size: 12.5px; overflow: hidden; }
+.heads code { white-space: pre; }
+.table table { min-width: 590px; overflow-wrap: normal; }
+.bars .num { text-align: right; }
+.note.axis { margin: 0 0 4px; }
 .heads button[aria-pressed=true] { outline: 2px solid var(--ink); font-weight: 650; }
 h3 { font-size: 14px; margin: 12px 0 6px; }
 .file { color: var(--muted); font-size: 12.5px; }
@@ -134,7 +141,7 @@ function playground(data, state, page) {
   }
   async function write(n) {
     if (running) return;
-    running = true; stop = false; page.draw();
+    running = go.disabled = true; stop = false; page.draw();
     try {
       await ready();
       if (!passes.length || n > 1) await prefill();
@@ -195,7 +202,7 @@ function playground(data, state, page) {
     h('label', { class: 'ask' }, 'Prompt', prompt),
     h('div', { class: 'row' }, go, one, halt, other, cache.el, bug), bugWords, say,
     h('div', { class: 'row' }, chip('prefill', 'prefill'), chip('decode', 'decode'), chip('decode that reads all again', 'again')),
-    plot, law, written,
+    plot, h('p', { class: 'note axis' }, 'Width: new tokens. Height: milliseconds for each of them. So the area of a bar is its time.'), law, written,
     h('div', { class: 'two' },
       h('div', {}, h('h3', {}, 'The next token'), length.el, temperature.el, topK.el, next),
       h('div', {}, h('h3', {}, 'Where the heads looked'), from.el, looked, heads, weights)),
@@ -204,7 +211,7 @@ function playground(data, state, page) {
     h('p', { class: 'file' }, h('label', {}, 'A model of yours, as ', h('code', {}, 'save_safetensors'), ' wrote it: ', file)));
 
   function drawPlot() {   // width: new tokens; height: milliseconds for each of them; so the area is time
-    const width = Math.max(280, Math.round(plot.clientWidth || 600)), height = 170, low = height - 42, left = 34;
+    const width = Math.max(280, Math.round(plot.clientWidth || 600)), height = 156, low = height - 24, left = 34;
     const total = Math.max(ids.length + (running ? 8 : 0), 24), slot = (width - left - 4)/total;
     const tall = passes.map(p => p.ms/p.made), order = [...tall].sort((a, b) => a - b);
     const top = Math.max(.05, Math.min(order[order.length - 1] ?? 1, 3*(order[Math.floor(.9*order.length)] ?? 1)));
@@ -223,7 +230,7 @@ function playground(data, state, page) {
     plot.replaceChildren(h('svg:svg', { class: 'plot', viewBox: `0 0 ${width} ${height}`, height, role: 'img', 'aria-label': spoken() },
       h('svg:line', { class: 'axis', x1: left, x2: width, y1: low, y2: low }),
       label(left - 4, 14, top.toFixed(top < 1 ? 2 : 1)), label(left - 4, 28, 'ms'), label(left - 4, low, '0'), label(left - 4, low + 17, 'law'),
-      label(left, height - 4, 'width: new tokens; height: milliseconds for each; area: time', 'start'), bars, marks));
+      bars, marks));
   }
   function spoken() {
     const { prefill: p, decode: d } = { prefill: totals(passes, 'prefill'), decode: totals(passes, 'decode') };
@@ -255,7 +262,7 @@ function playground(data, state, page) {
   function row(label, out, code) {
     const i = h('i', {});
     i.style.width = `${100*clamp(out, 0, 1)}%`;
-    return h('li', {}, h('span', { class: 'name' }, h('code', {}, label)), h('span', { class: 'bar' }, i), h('output', {}, out.toFixed(4)));
+    return h('li', {}, h('span', { class: 'name' }, h('code', {}, label)), h('span', { class: 'bar' }, i), h('span', { class: 'num' }, out.toFixed(4)));
   }
   function drawNext() {
     if (!logits) { next.replaceChildren(h('li', { style: 'display: block' }, 'Write something, and the distribution of the next token stands here.')); return; }
@@ -266,11 +273,13 @@ function playground(data, state, page) {
   function drawHeads() {
     if (!look) { heads.replaceChildren(); weights.replaceChildren(); looked.textContent = 'Click a token of the text, or move the slider: each head shows what it took most from.'; return; }
     const name = i => sign(about.chars[ids[look.from + i]]), best = w => w.indexOf(Math.max(...w));
-    looked.replaceChildren('From ', h('code', {}, sign(about.chars[ids[at]])), ` (${at}), each head took most from:`);
+    looked.replaceChildren('From ', h('code', {}, sign(about.chars[ids[at]])), ` (${at}), each head of a layer took most from:`);
     const focused = heads.getRootNode().activeElement?.dataset?.head;
-    heads.replaceChildren(...look.seen.flatMap((layer, l) => layer.map((w, k) => h('button', { 'data-head': `${l} ${k}`,
-      'aria-pressed': String(head[0] === l && head[1] === k), click: () => { head = [l, k]; page.draw(); } },
-      `layer ${l}, head ${k}: `, h('code', {}, name(best(w))), ` ${w[best(w)].toFixed(2)}`))));
+    const button = (w, l, k) => h('button', { 'data-head': `${l} ${k}`, 'aria-pressed': String(head[0] === l && head[1] === k),
+      'aria-label': `layer ${l}, head ${k}: ${name(best(w))} ${w[best(w)].toFixed(2)}`, click: () => { head = [l, k]; page.draw(); } },
+      h('code', {}, name(best(w))), ` ${w[best(w)].toFixed(2)}`);
+    heads.replaceChildren(...look.seen.map((layer, l) => h('div', { class: 'layer', style: `--n: ${Math.min(8, layer.length)}` },
+      h('span', {}, `layer ${l}`), layer.map((w, k) => button(w, l, k)))));
     if (focused) heads.querySelector(`[data-head="${focused}"]`)?.focus();
     const w = [...look.seen[head[0]][head[1]]], order = [...w.keys()].sort((a, b) => w[b] - w[a]).slice(0, 6);
     weights.replaceChildren(...order.map(i => row(`${name(i)} (${look.from + i})`, w[i])));
@@ -294,7 +303,8 @@ function playground(data, state, page) {
     bugWords.textContent = state.cache && state.fault ? `The bug: ${BUGS[state.fault]}.` : '';
     go.disabled = one.disabled = other.disabled = running; halt.disabled = !running;
     shape.textContent = about ? `${count(about.params)} parameters, ${human(about.bytes, 'B')}, ${about.config.n_layer} layers of ${about.config.n_head} heads` : data.about ?? '';
-    say.textContent = [words, note].filter(Boolean).join(' ');
+    const said = [words, note].filter(Boolean).join(' ');
+    if (say.textContent !== said) say.textContent = said;   // or it would be read out again
     say.className = bad ? 'say bad' : 'say';
     drawPlot(); drawLaw(); drawText(); drawNext(); drawHeads(); drawTable();
   };
