@@ -444,7 +444,7 @@ def test_axe_finds_no_fault(browser, scheme, width):
     page = browser.new_context(color_scheme=scheme, viewport={'width': width, 'height': 900},
                                reduced_motion='reduce').new_page()
     ground = {'light': '#fff', 'dark': '#16191d'}[scheme]
-    page.set_content(f'<html lang="en"><title>t</title><body style="background: {ground}"><main><h2>Play</h2>'
+    page.set_content(f'<html lang="en"><title>t</title><body style="background: {ground}"><main><h1>Play</h1><h2>A model</h2>'
                      f'{playground().to_html()}</main>')
     press(page, 'write'); done(page); page.locator('.t').nth(12).click()
     page.get_by_label('Break the cache').select_option('wrong position'); press(page, 'write'); done(page)
