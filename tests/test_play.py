@@ -375,7 +375,7 @@ def test_the_site_asks_for_the_weights_at_the_first_touch(browser, tmp_path, fil
         page.wait_for_function("w => document.querySelector('.tinylm-play').shadowRoot"
                                ".textContent.includes(w)", arg=words)
     assert asked == ['', 'play/play.js', 'play/demo.safetensors'] and bad == []
-    assert 'Python Software Foundation' in page.locator('.tinylm-play').inner_text()
+    assert 'Python Software Foundation' in page.locator('.tinylm-play .tlm').inner_text()
     page.context.close()
 
 @pytest.mark.browser
@@ -443,8 +443,8 @@ AXE = Path(os.environ.get('AXE', ROOT/'node_modules'/'axe-core'/'axe.min.js'))
 def test_axe_finds_no_fault(browser, scheme, width):
     page = browser.new_context(color_scheme=scheme, viewport={'width': width, 'height': 900},
                                reduced_motion='reduce').new_page()
-    ground = {'light': '#fff', 'dark': '#16191d'}[scheme]
-    page.set_content(f'<html lang="en"><title>t</title><body style="background: {ground}"><main><h1>Play</h1><h2>A model</h2>'
+    ground, ink = {'light': ('#fff', '#111'), 'dark': ('#16191d', '#eee')}[scheme]
+    page.set_content(f'<html lang="en"><title>t</title><body style="background: {ground}; color: {ink}"><main><h1>Play</h1><h2>A model</h2>'
                      f'{playground().to_html()}</main>')
     press(page, 'write'); done(page); page.locator('.t').nth(12).click()
     page.get_by_label('Break the cache').select_option('wrong position'); press(page, 'write'); done(page)

@@ -163,7 +163,7 @@ function playground(data, state, page) {
     page.draw();
   }
   async function open(file) {
-    if (!file) return;
+    if (!file || running) return;
     const before = [buffer, about];
     try { buffer = await file.arrayBuffer(); about = null; passes = []; ids = []; gap = []; logits = look = null; await ready(); tell(`${file.name} is loaded.`); }
     catch (e) { [buffer, about] = [before[0], null]; tell(e.message, true); }
@@ -188,7 +188,8 @@ function playground(data, state, page) {
   const bug = h('select', { 'aria-label': 'Break the cache', change: () => set({ fault: bug.value }) },
     h('option', { value: '' }, 'a right cache'), Object.keys(BUGS).map(name => h('option', { value: name }, name)));
   const from = slider('Look from', [0, 0, 1], () => at ?? Math.max(0, ids.length - 1), see, i => ids.length ? `token ${i}` : 'none');
-  const file = h('input', { type: 'file', accept: '.safetensors', 'aria-label': 'a model file of yours', change: () => open(file.files[0]) });
+  const file = h('input', { type: 'file', accept: '.safetensors', 'aria-label': 'a model file of yours',
+    change: () => open(file.files[0]).finally(() => { file.value = ''; }) });   // so that it can be chosen again
 
   // --- what is shown
 
