@@ -444,7 +444,8 @@ def test_axe_finds_no_fault(browser, scheme, width):
     page = browser.new_context(color_scheme=scheme, viewport={'width': width, 'height': 900},
                                reduced_motion='reduce').new_page()
     ground, ink = {'light': ('#fff', '#111'), 'dark': ('#16191d', '#eee')}[scheme]
-    page.set_content(f'<html lang="en"><title>t</title><body style="background: {ground}; color: {ink}"><main><h1>Play</h1><h2>A model</h2>'
+    page.set_content(f'<html lang="en"><title>t</title><body style="background: {ground}; color: '
+                     f'{ink}"><main><h1>Play</h1><h2>A model</h2>'
                      f'{playground().to_html()}</main>')
     press(page, 'write'); done(page); page.locator('.t').nth(12).click()
     page.get_by_label('Break the cache').select_option('wrong position'); press(page, 'write'); done(page)

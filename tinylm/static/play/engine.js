@@ -110,22 +110,33 @@ function engine() {
 
   // --- arithmetic
 
-  function linear(m, x, T) {   // (T, K) -> (T, N): every row of the matrix is read once for all T
-    const { N, K, w, scale, bias } = m, y = new Float32Array(T*N), end = K - K % 4;
+  function linear(m, x, T) {   // (T, K) -> (T, N): a number of the matrix serves four tokens, where there are as many
+    const { N, K, w, scale, bias } = m, y = new Float32Array(T*N), fours = T - T % 4;
     for (let n = 0; n < N; n++) {
       const at = n*K, s = scale ? scale[n] : 1, b = bias ? bias[n] : 0;
-      for (let t = 0; t < T; t++) {
-        const from = t*K;
-        let a0 = 0, a1 = 0, a2 = 0, a3 = 0, k = 0;
-        for (; k < end; k += 4) {
-          a0 += w[at + k]*x[from + k]; a1 += w[at + k + 1]*x[from + k + 1];
-          a2 += w[at + k + 2]*x[from + k + 2]; a3 += w[at + k + 3]*x[from + k + 3];
+      for (let t = 0; t < fours; t += 4) {
+        const x0 = t*K, x1 = x0 + K, x2 = x1 + K, x3 = x2 + K;
+        let a0 = 0, a1 = 0, a2 = 0, a3 = 0;
+        for (let k = 0; k < K; k++) {
+          const v = w[at + k];
+          a0 += v*x[x0 + k]; a1 += v*x[x1 + k]; a2 += v*x[x2 + k]; a3 += v*x[x3 + k];
         }
-        for (; k < K; k++) a0 += w[at + k]*x[from + k];
-        y[t*N + n] = (a0 + a1 + a2 + a3)*s + b;
+        y[t*N + n] = a0*s + b; y[(t + 1)*N + n] = a1*s + b; y[(t + 2)*N + n] = a2*s + b; y[(t + 3)*N + n] = a3*s + b;
       }
+      for (let t = fours; t < T; t++) y[t*N + n] = product(w, at, x, t*K, K)*s + b;
     }
     return y;
+  }
+
+  function product(w, at, x, from, K) {   // of one row and one token, in four sums
+    const end = K - K % 4;
+    let a0 = 0, a1 = 0, a2 = 0, a3 = 0, k = 0;
+    for (; k < end; k += 4) {
+      a0 += w[at + k]*x[from + k]; a1 += w[at + k + 1]*x[from + k + 1];
+      a2 += w[at + k + 2]*x[from + k + 2]; a3 += w[at + k + 3]*x[from + k + 3];
+    }
+    for (; k < K; k++) a0 += w[at + k]*x[from + k];
+    return a0 + a1 + a2 + a3;
   }
 
   function normed(p, x, y, at, eps) {   // n numbers of x from `at` on, into y

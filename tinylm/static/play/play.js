@@ -230,7 +230,7 @@ function playground(data, state, page) {
     const label = (x, y, text, anchor = 'end') => h('svg:text', { x, y, 'text-anchor': anchor }, text);
     plot.replaceChildren(h('svg:svg', { class: 'plot', viewBox: `0 0 ${width} ${height}`, height, role: 'img', 'aria-label': spoken() },
       h('svg:line', { class: 'axis', x1: left, x2: width, y1: low, y2: low }),
-      label(left - 4, 14, top.toFixed(top < 1 ? 2 : 1)), label(left - 4, 28, 'ms'), label(left - 4, low, '0'), label(left - 4, low + 17, 'law'),
+      label(left - 4, 14, +top.toPrecision(top < 100 ? 2 : 3)), label(left - 4, 28, 'ms'), label(left - 4, low, '0'), label(left - 4, low + 17, 'law'),
       bars, marks));
   }
   function spoken() {
@@ -241,7 +241,7 @@ function playground(data, state, page) {
   function drawLaw() {
     const broken = gap.map((g, t) => g > LAW ? t : -1).filter(t => t >= 0), largest = gap.length ? Math.max(...gap) : 0;
     if (!gap.length) law.textContent = 'The law compares each position with one prefill of the whole text, once there is one.';
-    else if (!broken.length) law.textContent = `The law holds: at all ${count(gap.length)} positions the logits are those of one prefill (largest gap ${largest.toPrecision(2)}).`;
+    else if (!broken.length) law.textContent = `The law holds: at all ${count(gap.length)} positions the logits are those of one prefill (largest gap ${+largest.toPrecision(2)}).`;
     else law.textContent = `The law is broken at ${count(broken.length)} of ${count(gap.length)} positions, first at position ${broken[0]} (largest gap ${largest.toPrecision(3)}).`;
     law.className = broken.length ? 'say bad' : 'say';
   }
