@@ -18,6 +18,7 @@ from tinylm.cost import Ledger, Machine, Timeline, _listening
 from tinylm.data import CharTokenizer
 from tinylm.explorer import CostExplorer
 from tinylm.model import Fresh, LanguageModel, LMConfig
+from tinylm.play import Playground
 from tinylm.serving import Engine, Request
 from tinylm.training import TrainConfig, train
 from tinylm.widgets import AttentionMap, BatchTimeline, ChatBox, DecodeTimeline, Lane, LiveTraining, PhaseRace
@@ -558,7 +559,7 @@ def widgets():
             TokenProbabilities(model, EVIL[0], Words()),
             BatchTimeline({w: smuggled() for w in EVIL}, Words()),
             PhaseRace({EVIL[0]: bad_lane(), EVIL[1]: bad_lane(-1)}, Words(), EVIL[0], time=1e3*len(EVIL)),
-            ChatBox(bad_talk(), MACHINE), CostExplorer()]
+            ChatBox(bad_talk(), MACHINE), CostExplorer(), Playground(small())]
 
 def bad_lane(turn=1):
     n = len(EVIL)
