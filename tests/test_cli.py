@@ -309,8 +309,8 @@ def stopped(capsys, monkeypatch):
              7]
     assert run(capsys, *words, '--out', 'whole.safetensors')[0] == 0
     save, times = LanguageModel.save_safetensors, []
-    def stop(self, path):
-        save(self, path); times.append(path)
+    def stop(self, path, *how):
+        save(self, path, *how); times.append(path)
         raise KeyboardInterrupt
     with monkeypatch.context() as m:
         m.setattr(LanguageModel, 'save_safetensors', stop)

@@ -19,6 +19,7 @@ from .bench import SIZES, bench_table, benchmark
 from .core import write_atomic
 from .data import CharTokenizer, CountModel, TextStream, load_corpus, read_tokenizer, train_val_split
 from .decoding import Sampling, compare_phases, phase_table
+from .distributed import Ended, join_team, own_device, started_again
 from .conversation import chat
 from .doctor import about_model, checkup
 from .model import LanguageModel, LMConfig
@@ -66,7 +67,9 @@ def _add_fields(parser, fields_):
         parser.add_argument(_flag(f.name), type=type(f.default), metavar='N', help=about)
 
 def _add_device(parser):
-    parser.add_argument('--device', default='cpu', help='where to compute: cpu, cuda, mps … (%(default)s)')
+    parser.add_argument('--device', default='cpu',
+                        help='where to compute: cpu, cuda, mps …, or auto for the fastest there is '
+                             '(%(default)s)')
 
 def _given(args, fields_):
     return {f.name: v for f in fields_ if (v := getattr(args, f.name)) is not None}
@@ -103,6 +106,7 @@ def _check_memory(c):
 def _check_words(args, out, state):
     if args.resume and not state.exists():
         raise FileNotFoundError(f'nothing to resume: there is no {state}')
+    args.resume = args.resume or started_again(state)
     old = next((p for p in (state, out) if p.exists()), None)
     if old and not (args.resume or args.overwrite):
         raise FileExistsError(f'{old} exists: --resume goes on with that run, --overwrite starts anew')
@@ -110,11 +114,12 @@ def _check_words(args, out, state):
 def _interruptible(args, state, work):
     before = state.stat().st_mtime_ns if state.exists() and not args.resume else 0
     try: work()
-    except KeyboardInterrupt:
-        if not state.exists() or state.stat().st_mtime_ns <= before:
-            raise KeyboardInterrupt('stopped before the first checkpoint') from None
-        raise KeyboardInterrupt(f'stopped; {state} holds the run up to its last evaluation, {args.again} '
-                                f'goes on from there') from None
+    except (KeyboardInterrupt, Ended) as e:
+        kept = state.exists() and state.stat().st_mtime_ns > before
+        words = (f'; {state} holds the run up to its last evaluation, {args.again} goes on from there'
+                 if kept else ' before the first checkpoint')
+        if isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt(f'stopped{words}') from None
+        raise Ended(str(e) and f'{e}{words if kept or e.code == 130 else ""}', e.code) from None
 
 # %% ../nbs/cli.ipynb #c11d0013
 def _encoded(text, tokenizer, args, state):
@@ -124,7 +129,16 @@ def _encoded(text, tokenizer, args, state):
 
 # %% ../nbs/cli.ipynb #0e0a2b58
 def _train(args):
-    out, state, device = Path(args.out), checkpoint_path(args.out), check_device(args.device)
+    state, model = checkpoint_path(args.out), []
+    how = {name: getattr(args, name) for name in ('shard', 'timeout', 'accumulate', 'bfloat16', 'compile')}
+    def work():
+        with join_team(**how) as team: model.append(_train_in(team, args, Path(args.out), state))
+    _interruptible(args, state, work)
+    return model[0]
+
+# %% ../nbs/cli.ipynb #15110001
+def _train_in(team, args, out, state):
+    say, device = (lambda text: print(_line(text))) if team.rank == 0 else (lambda text: None), own_device(args.device)
     _check_words(args, out, state)
     text = load_corpus(args.corpus)
     shape, recipe, tokenizer = _resumed(args, text, state) if args.resume else _new(args, text)
@@ -132,12 +146,22 @@ def _train(args):
     _check_memory(shape)
     torch.manual_seed(recipe.seed)
     model = LanguageModel(shape, tokenizer)
-    print(_line(f'{args.corpus}: {len(text):,} characters, {tokenizer.vocab_size} different tokens; '
-                f'a model of {shape.n_params:,} parameters'))
-    more = dict(out=out, resume=args.resume, device=device)
-    _interruptible(args, state, lambda: train(model, *parts, recipe, **more))
-    print(_line(f'validation loss {evaluate(model, parts[1]):.3f} nats a token; the model is in {out}'))
+    say(f'{args.corpus}: {len(text):,} characters, {tokenizer.vocab_size} different tokens; '
+        f'a model of {shape.n_params:,} parameters')
+    train(model, *parts, recipe, out=out, resume=args.resume, device=device, team=team)
+    say(f'validation loss {evaluate(model, parts[1]):.3f} nats a token; the model is in {out}')
     return model
+
+# %% ../nbs/cli.ipynb #15110003
+def _add_team(group):
+    group.add_argument('--accumulate', type=int, default=1, metavar='N',
+                       help='passes for a step, each over an equal piece of the batch (%(default)s)')
+    group.add_argument('--bfloat16', action='store_true', help='round products to 16 bits')
+    group.add_argument('--compile', action='store_true', help='let torch.compile make the pass')
+    group.add_argument('--shard', action='store_true',
+                       help='under torchrun: share the model out among the processes, not only the batch')
+    group.add_argument('--timeout', type=float, default=600., metavar='SECONDS',
+                       help='under torchrun: how long a process may wait for the others (%(default)s)')
 
 # %% ../nbs/cli.ipynb #c11d0014
 def _add_train(commands):
@@ -157,6 +181,7 @@ def _add_train(commands):
                    help='whose shape and recipe to begin with: the model of lesson 03, or the modern one of '
                         'lesson 11 (%(default)s, whose values stand below)')
     _add_device(t)
+    _add_team(t.add_argument_group('how a step is computed'))
     _add_fields(t.add_argument_group('the model'), _SHAPE)
     _add_fields(t.add_argument_group('the recipe'), _RECIPE)
     t.set_defaults(run=_train, again='the same command with --resume')
@@ -373,6 +398,7 @@ def main(
             return _run(args)
         except SystemExit as e: raise SystemExit(_ended(e.code)) from None         # after --help
         except KeyboardInterrupt as e: return _complain(e if e.args else 'stopped', 130)
+        except Ended as e: return _ended(_complain(e, e.code) if str(e) else e.code)
         except BrokenPipeError:                            # the reader has left; nothing more to say to it
             _give_up_stdout()
             return 0 if command == 'generate' else _complain('nobody reads the output any more', 2)
