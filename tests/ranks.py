@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tinylm import LanguageModel, LMConfig, TrainConfig, Trainer, checkpoint_path, join_team
+from tinylm import LanguageModel, LMConfig, TrainConfig, Trainer, join_team
 from tinylm.cli import main
 
 TEXT = torch.randint(9, (2000,), generator=torch.Generator().manual_seed(0))
@@ -15,7 +15,8 @@ RECIPE = TrainConfig(steps=20, batch_size=8, eval_every=5, eval_windows=4, warmu
 KINDS = dict(ddp=dict(shard=False), fsdp=dict(shard=True), ddp2=dict(shard=False, accumulate=2),
              fsdp2=dict(shard=True, accumulate=2))
 CASES = dict(adamw=dict(recipe=replace(RECIPE, optimizer='adamw'), shape=SHAPE),
-             muon=dict(recipe=RECIPE, shape=SHAPE), modern=dict(recipe=RECIPE, shape=replace(SHAPE, **MODERN)))
+             muon=dict(recipe=RECIPE, shape=SHAPE),
+             modern=dict(recipe=RECIPE, shape=replace(SHAPE, **MODERN)))
 DROPPED = dict(recipe=RECIPE, shape=replace(SHAPE, dropout=.3))
 
 def trainer(case, team=None, seed=0):
@@ -46,7 +47,8 @@ def equalities(folder):
             run = trainer(DROPPED, team); run.update(); run.update()
             run.save(folder/'dropped.safetensors')
             told[f'{kind} dropout'] = losses(run, 3)
-            told[f'{kind} dropout again'] = losses(trainer(DROPPED, team, 9).load(folder/'dropped.safetensors'), 3)
+            again = trainer(DROPPED, team, 9).load(folder/'dropped.safetensors')
+            told[f'{kind} dropout again'] = losses(again, 3)
             if team.rank == 0: (folder/'told.json').write_text(json.dumps(told))
 
 def at(step, work):

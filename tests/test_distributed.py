@@ -1,5 +1,5 @@
 "Teams of two processes: the same curve, the same file, and one line when something happens to one of them."
-import json, os, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -9,8 +9,9 @@ from hypothesis import given, strategies as st
 
 from helpers import quick, run, seeded, start
 from ranks import CASES, KINDS, RECIPE, SHAPE, TEXT, losses, trainer
-from tinylm import (LanguageModel, Ranks, Team, Trainer, check_device, get_batch, join_team, read_run,
-                    read_safetensors)
+from tinylm import (TOKENIZERS, CharTokenizer, LanguageModel, LMConfig, Ranks, Team, TokenFile, Trainer,
+                    check_device, get_batch, join_team, read_run, read_safetensors, train, train_val_split,
+                    write_tokens)
 from tinylm.cli import main
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(map(str, (ROOT, ROOT/'tests')))}
@@ -18,7 +19,8 @@ TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--np
 TINY = ('--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch-size 4 --eval-every 5 --eval-windows 4 '
         '--steps 12 --corpus text.txt --out m.safetensors').split()
 
-def launch(*words, more=()): return run(*TORCHRUN, *more, ROOT/'tests'/'ranks.py', *words, env=ENV, timeout=120)
+def launch(*words, more=()):
+    return run(*TORCHRUN, *more, ROOT/'tests'/'ranks.py', *words, env=ENV, timeout=120)
 
 def lines(done): return [l for l in done.stderr.splitlines() if l.startswith('tinylm:')]
 
@@ -140,7 +142,6 @@ def test_a_killed_process_is_named_and_the_launcher_goes_on(folder, capsys):
 def test_one_line_names_the_process_that_is_at_fault(folder, mode, says):
     done = launch(mode, 'train', *TINY, '--timeout', 4, *['--shard']*(mode == 'full'))
     assert done.returncode != 0 and len(lines(done)) == 1, done.stderr
-    import re
     assert re.search(says, lines(done)[0]) and '--resume goes on from there' in lines(done)[0], lines(done)
     kept(5)
 
@@ -149,7 +150,9 @@ def test_an_interrupt_is_told_once_and_the_run_goes_on_alone(folder, capsys):
     with start(*TORCHRUN, '-m', 'tinylm', 'train', *words, env=ENV, text=True, stdout=subprocess.PIPE,
                stderr=subprocess.PIPE, start_new_session=True) as proc:
         end = time.time() + 90
-        while not Path('m.safetensors').exists(): assert time.time() < end and proc.poll() is None; time.sleep(.05)
+        while not Path('m.safetensors').exists():
+            assert time.time() < end and proc.poll() is None
+            time.sleep(.05)
         os.killpg(proc.pid, signal.SIGINT)
         _, err = proc.communicate(timeout=60)
     told = [l for l in err.splitlines() if l.startswith('tinylm:')]
@@ -160,3 +163,106 @@ def test_what_is_wrong_with_the_words_is_said_once(folder):
     done = launch('broken', 'train', *TINY[:-2], '--out', 'm.safetensors', '--batch-size', 5)
     assert len(lines(done)) == 1 and 'batch_size 5 is no multiple of 2 processes' in lines(done)[0]
     assert [p.name for p in Path().iterdir()] == ['text.txt']
+
+# --- texts larger than the memory
+
+words = st.text(st.sampled_from('ab \n€😀é'), min_size=1, max_size=200)
+
+@quick
+@given(words, st.integers(16, 64), st.integers(0, 5))
+def test_a_file_of_tokens_is_the_text_whatever_the_pieces_and_wherever_it_stopped(tmp_path_factory, text,
+                                                                                  size, n):
+    folder = tmp_path_factory.mktemp('t')
+    (folder/'t.txt').write_text(text, newline='')
+    left = [n]
+    class Failing(CharTokenizer):
+        def encode(self, piece):
+            if not left[0]: raise KeyboardInterrupt
+            left[0] -= 1
+            return super().encode(piece)
+    failing = Failing(text)
+    stopped = False
+    try: write_tokens(folder/'t.txt', folder/'t.tokens', failing, size)
+    except KeyboardInterrupt: stopped = True
+    assert stopped != (folder/'t.tokens').exists()
+    left[0] = 10**6
+    file = write_tokens(folder/'t.txt', folder/'t.tokens', failing, size)
+    fresh = write_tokens(folder/'t.txt', folder/'u.tokens', size=size)
+    if stopped: assert file.digest == fresh.digest
+    for each in (file, fresh): assert each.tokenizer.decode(each[torch.arange(len(text))]) == text
+    assert (folder/'t.tokens').read_bytes() == (folder/'u.tokens').read_bytes()
+    assert sorted(p.name for p in folder.iterdir()) == ['t.tokens', 't.txt', 'u.tokens']
+
+def test_an_interrupted_writing_encodes_nothing_twice(folder, monkeypatch):
+    seen, text = [], Path('text.txt').read_text()
+    class Watched(CharTokenizer):
+        def encode(self, piece):
+            seen.append(piece if len(seen) != 2 else None)
+            if seen[-1] is None: raise KeyboardInterrupt
+            return super().encode(piece)
+    with pytest.raises(KeyboardInterrupt): write_tokens('text.txt', 't.tokens', Watched(text), 1000)
+    assert not Path('t.tokens').exists()
+    file = write_tokens('text.txt', 't.tokens', Watched(text), 1000)
+    assert ''.join(filter(None, seen)) == text and len(file) == len(text)
+
+@pytest.mark.parametrize('V, dtype', [(256, 'uint8'), (257, 'uint16'), (2**16, 'uint16'), (2**16 + 1, 'int32')])
+def test_ids_are_as_narrow_as_they_can_be(folder, V, dtype):
+    class Wide:
+        vocab_size = V
+        def encode(self, text): return [V-1]*len(text)
+        def decode(self, ids): return 'x'*len(ids)
+        def to_json(self): return dict(kind='wide')
+    TOKENIZERS['wide'] = lambda about: Wide()
+    try: file = write_tokens('text.txt', 't.tokens', Wide(), 100)
+    finally: del TOKENIZERS['wide']
+    assert str(file.ids.dtype) == dtype and file[torch.tensor([[0], [5]])].tolist() == [[V-1], [V-1]]
+
+def test_training_reads_a_file_as_it_reads_the_ids(folder, capsys):
+    file = write_tokens('text.txt', 't.tokens')
+    ids = torch.tensor(file.tokenizer.encode(Path('text.txt').read_text()))
+    shape = LMConfig(vocab_size=file.tokenizer.vocab_size, block_size=8, n_layer=1, n_embd=16, n_head=2)
+    runs = []
+    for text in (ids, file):
+        torch.manual_seed(0)
+        runs.append(train(LanguageModel(shape), *train_val_split(text), RECIPE, callback=lambda run: None))
+    assert [(h['loss'], h['val_loss']) for h in runs[0]] == [(h['loss'], h['val_loss']) for h in runs[1]]
+
+def test_the_command_writes_tokens_trains_on_them_and_goes_on(folder, capsys):
+    words = [*TINY, '--corpus', 'text.txt.tokens']
+    assert main(['tokens', '--corpus', 'text.txt']) == 0
+    assert '2,820 tokens, 18 different' in capsys.readouterr().out
+    assert main(['tokens', '--corpus', 'text.txt']) == 2 and '--overwrite' in capsys.readouterr().err
+    assert main(['train', *words]) == 0
+    assert main(['train', '--corpus', 'text.txt', *TINY, '--out', 'n.safetensors']) == 0
+    assert Path('m.safetensors').read_bytes() == Path('n.safetensors').read_bytes()
+    assert main(['train', *words, '--resume']) == 0
+    Path('text.txt').write_text('the dog.\n'*500)
+    assert main(['tokens', '--corpus', 'text.txt', '--overwrite']) == 0
+    capsys.readouterr()
+    assert main(['train', *words, '--resume']) == 2
+    assert 'text.txt.tokens' in (err := capsys.readouterr().err) and err.count('\n') == 1
+
+@pytest.mark.parametrize('text, says', [(b'', 'is empty'), (b'a\xff', 'byte 1 is 0xff'), (b'a\0b', 'NUL'),
+                                        (b'abc\xe2\x82', 'byte 3 is 0xe2')])
+def test_what_is_no_text_is_refused_and_leaves_nothing(folder, text, says):
+    Path('bad.txt').write_bytes(text)
+    with pytest.raises(ValueError, match=f'bad.txt .*{says}'): write_tokens('bad.txt', 't.tokens')
+    with pytest.raises(FileNotFoundError, match='no text file nix'): write_tokens('nix', 't.tokens')
+    assert sorted(p.name for p in Path().iterdir()) == ['bad.txt', 'text.txt']
+
+@quick
+@given(st.data())
+def test_a_damaged_file_of_tokens_is_refused_in_one_line(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp('t')
+    (folder/'t.txt').write_text('abc\n'*9)
+    write_tokens(folder/'t.txt', folder/'t.tokens')
+    raw = (folder/'t.tokens').read_bytes()
+    (folder/'t.tokens').write_bytes(raw[:data.draw(st.integers(0, len(raw)-1))])
+    with pytest.raises(ValueError, match='t.tokens is no file of tokens') as e: TokenFile(folder/'t.tokens')
+    assert '\n' not in str(e.value)
+    with pytest.raises(FileNotFoundError): TokenFile(folder/'nix')
+
+def test_another_vocabulary_is_refused(folder):
+    file = write_tokens('text.txt', 't.tokens')
+    with pytest.raises(ValueError, match='t.tokens is written with 18 different tokens, and the model has 9'):
+        Trainer(LanguageModel(SHAPE), file, file)

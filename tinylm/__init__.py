@@ -32,8 +32,8 @@ from .doctor import *
 
 # %% ../nbs/index.ipynb #b25b4e81
 from . import attention, bench, cache, core, cost, data, decoding, doctor, model, modern, old, paged
-from . import conversation, distributed, pretrained, quantize, serving, speculative, subwords, tiled, training
-from . import widgets
+from . import conversation, distributed, pretrained, quantize, serving, speculative, subwords, tiled
+from . import training, widgets
 
 # %% ../nbs/index.ipynb #cdc56615
 __all__ = [*core.__all__, *data.__all__, *attention.__all__, *model.__all__, *training.__all__,

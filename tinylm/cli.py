@@ -19,7 +19,7 @@ from .bench import SIZES, bench_table, benchmark
 from .core import write_atomic
 from .data import CharTokenizer, CountModel, TextStream, load_corpus, read_tokenizer, train_val_split
 from .decoding import Sampling, compare_phases, phase_table
-from .distributed import Ended, join_team, own_device, started_again
+from .distributed import Ended, TokenFile, join_team, own_device, started_again, write_tokens
 from .conversation import chat
 from .doctor import about_model, checkup
 from .model import LanguageModel, LMConfig
@@ -75,9 +75,14 @@ def _given(args, fields_):
     return {f.name: v for f in fields_ if (v := getattr(args, f.name)) is not None}
 
 # %% ../nbs/cli.ipynb #c11d0006
+def _text(args):
+    return TokenFile(args.corpus) if args.corpus.endswith('.tokens') else load_corpus(args.corpus)
+
+def _tokenizer(text): return text.tokenizer if isinstance(text, TokenFile) else CharTokenizer(text)
+
 def _new(args, text):
     "Shape, recipe and tokenizer of a run that begins."
-    tokenizer, (shape, recipe) = CharTokenizer(text), PRESETS[args.like]
+    tokenizer, (shape, recipe) = _tokenizer(text), PRESETS[args.like]
     shape = replace(shape, vocab_size=tokenizer.vocab_size, **_given(args, _SHAPE))
     return shape, replace(recipe, **_given(args, _RECIPE)), tokenizer
 
@@ -91,7 +96,7 @@ def _resumed(args, text, state):
                 raise ValueError(f'{_flag(name)} {value} was given, and the run in {state} has {name} '
                                  f'{theirs}')
     recipe = replace(run.recipe, **{name: recipe[name] for name in free if name in recipe})
-    return run.model, recipe, read_tokenizer(run.tokenizer) or CharTokenizer(text)
+    return run.model, recipe, read_tokenizer(run.tokenizer) or _tokenizer(text)
 
 # %% ../nbs/cli.ipynb #c11d0008
 def _check_memory(c):
@@ -123,6 +128,7 @@ def _interruptible(args, state, work):
 
 # %% ../nbs/cli.ipynb #c11d0013
 def _encoded(text, tokenizer, args, state):
+    if isinstance(text, TokenFile): return text
     try: return torch.tensor(tokenizer.encode(text))
     except ValueError as e:
         raise ValueError(f'--corpus {args.corpus} is not the text of the run in {state}: {e}') from None
@@ -138,18 +144,20 @@ def _train(args):
 
 # %% ../nbs/cli.ipynb #15110001
 def _train_in(team, args, out, state):
-    say, device = (lambda text: print(_line(text))) if team.rank == 0 else (lambda text: None), own_device(args.device)
+    say = (lambda text: print(_line(text))) if team.rank == 0 else lambda text: None
+    device = own_device(args.device)
     _check_words(args, out, state)
-    text = load_corpus(args.corpus)
+    text = _text(args)
     shape, recipe, tokenizer = _resumed(args, text, state) if args.resume else _new(args, text)
     parts = train_val_split(_encoded(text, tokenizer, args, state))
     _check_memory(shape)
     torch.manual_seed(recipe.seed)
     model = LanguageModel(shape, tokenizer)
-    say(f'{args.corpus}: {len(text):,} characters, {tokenizer.vocab_size} different tokens; '
+    say(f'{args.corpus}: {len(text):,} {_unit(text)}, {tokenizer.vocab_size} different tokens; '
         f'a model of {shape.n_params:,} parameters')
     train(model, *parts, recipe, out=out, resume=args.resume, device=device, team=team)
-    say(f'validation loss {evaluate(model, parts[1]):.3f} nats a token; the model is in {out}')
+    windows = 2048 if isinstance(text, TokenFile) else None
+    say(f'validation loss {evaluate(model, parts[1], windows):.3f} nats a token; the model is in {out}')
     return model
 
 # %% ../nbs/cli.ipynb #15110003
@@ -170,8 +178,9 @@ def _add_train(commands):
         description='Train a model and keep it in one safetensors file. The run is kept beside it, so that '
                     '--resume can go on after Ctrl-C.')
     t.add_argument('--corpus', default='python-docs',
-                   help="'python-docs', 'shakespeare' (downloaded once) or the path of a UTF-8 text file "
-                        "(%(default)s)")
+                   help="'python-docs', 'shakespeare' (downloaded once), the path of a UTF-8 text file, or "
+                        "of "
+                        "a .tokens file that tinylm tokens wrote (%(default)s)")
     t.add_argument('--out', default='model.safetensors', help='where to keep the model (%(default)s)')
     t.add_argument('--resume', action='store_true',
                    help='go on with the stopped run beside --out, with its shape and its recipe; give the '
@@ -185,6 +194,26 @@ def _add_train(commands):
     _add_fields(t.add_argument_group('the model'), _SHAPE)
     _add_fields(t.add_argument_group('the recipe'), _RECIPE)
     t.set_defaults(run=_train, again='the same command with --resume')
+
+# %% ../nbs/cli.ipynb #15110005
+def _unit(text): return 'tokens' if isinstance(text, TokenFile) else 'characters'
+
+def _tokens(args):
+    out = Path(args.out or f'{args.corpus}.tokens')
+    if out.exists() and not args.overwrite: raise FileExistsError(f'{out} exists: --overwrite writes it anew')
+    if out.suffix != '.tokens': raise ValueError(f'{out} is no name for it: expected something.tokens')
+    like = load_model(args.like).tokenizer if args.like else None
+    tokens = write_tokens(args.corpus, out, like)
+    print(_line(f'{out}: {len(tokens):,} tokens, {tokens.tokenizer.vocab_size} different ones'))
+
+def _add_tokens(commands):
+    t = commands.add_parser('tokens', help='encode a large text once, for tinylm train --corpus FILE.tokens',
+                            description='Encode a text of any size. After Ctrl-C the same command goes on.')
+    t.add_argument('--corpus', required=True, help='the path of a UTF-8 text file')
+    t.add_argument('--out', help='the file to write; the name of the text with .tokens when not given')
+    t.add_argument('--like', metavar='MODEL', help='with the tokenizer of this model, in place of characters')
+    t.add_argument('--overwrite', action='store_true', help='write anew even if --out exists')
+    t.set_defaults(run=_tokens)
 
 # %% ../nbs/cli.ipynb #8c15a933
 _MODEL = 'a model: what tinylm train wrote, a GGUF file, or a folder of Hugging Face'
@@ -340,7 +369,7 @@ def _add_doctor(commands):
 def _parser():
     p = _Parser(prog='tinylm', description='Train a small language model on any text, and let it write.')
     p.add_argument('--version', action='version', version=f'tinylm {tinylm.__version__}')
-    adders = (_add_train, _add_generate, _add_chat, _add_demo, _add_bench, _add_doctor)
+    adders = (_add_train, _add_tokens, _add_generate, _add_chat, _add_demo, _add_bench, _add_doctor)
     names = ' | '.join(add.__name__.removeprefix('_add_') for add in adders)
     commands = p.add_subparsers(dest='command', required=True, metavar=names)
     for add in adders: add(commands)

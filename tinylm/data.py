@@ -105,7 +105,7 @@ def get_batch(
     batch_size:int, # B, the number of windows
     block_size:int, # T, the tokens in a window
     generator:torch.Generator|None=None, # makes the choice of windows repeatable
-    rows:slice=slice(None), # of the B windows, those that are read: all, unless others read the rest (lesson 15)
+    rows:slice=slice(None), # of the B windows, those to read: all, unless others read the rest (lesson 15)
 )->tuple[torch.Tensor, torch.Tensor]: # x and y, each (B, T); y is x moved by one place
     "Draw random windows and the token that follows each of their tokens."
     for name, n in (('batch_size', batch_size), ('block_size', block_size)): check_count(name, n)

@@ -152,12 +152,15 @@ def device_of(
     return next(model.parameters()).device
 
 def _check_text(ids, config, name):
-    if not isinstance(ids, torch.Tensor) or ids.ndim != 1 or ids.dtype not in (torch.int64, torch.int32):
+    on_disk = hasattr(ids, 'fingerprint')              # a `TokenFile` of lesson 15
+    if not on_disk and (not isinstance(ids, torch.Tensor) or ids.ndim != 1
+                        or ids.dtype not in (torch.int64, torch.int32)):
         raise ValueError(f'the {name} text is no row of token ids: expected a 1-D tensor of integers')
     if len(ids) <= (T := config.block_size):
         raise ValueError(f'the {name} text of {len(ids)} tokens is too short: block_size {T} needs at least '
                          f'{T+1}')
-    check_ids(ids[None], config.vocab_size, f'the {name} text')
+    if on_disk: ids.check_for(config)
+    else: check_ids(ids[None], config.vocab_size, f'the {name} text')
 
 # %% ../nbs/03_prefill.ipynb #e45a0fd8
 @torch.no_grad()
@@ -320,7 +323,7 @@ def train(
 def _train(run, out, callback):
     def keep():
         if not run.history or run.history[-1]['step'] < run.step: run.record()
-        if out is not None and run.step: 
+        if out is not None and run.step:
             run.save(checkpoint_path(out)); run.model.save_safetensors(out, run.team.write)
 
     run.model.train()
@@ -387,7 +390,9 @@ def _finite(loss, name, run):
     raise RuntimeError(f'the {name} is {loss} at step {run.step}: try a learning rate below {run.config.lr}')
 
 # %% ../nbs/03_prefill.ipynb #cbe44b27
-def _fingerprint(ids): return hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest()[:16]
+def _fingerprint(ids):
+    if hasattr(ids, 'fingerprint'): return ids.fingerprint()
+    return hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest()[:16]
 
 @patch
 def about(self:Trainer)->dict: # ready for JSON
