@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from time import time
 
@@ -158,6 +159,8 @@ class Cluster:
         return sum(sent(name, n, self.size) for name, n in each)/self.link
 
 # %% ../nbs/15_scale_out.ipynb #15000021
+_TEAMS = count()                                       # that this process has joined
+
 @contextmanager
 def join_team(
     shard:bool=False, # whether the model is shared out among the processes, too
@@ -170,11 +173,12 @@ def join_team(
         if shard: raise ValueError('there is nobody to share the model with: start it by torchrun '
                                    '--nproc-per-node N -m tinylm train --shard …')
         yield Team(**how); return
-    store, rank, size = next(dist.rendezvous('env://', timeout=timedelta(seconds=timeout)))
+    limit = timedelta(seconds=timeout)
+    store, rank, size = next(dist.rendezvous('env://', timeout=limit))
+    store = dist.PrefixStore(f'team {next(_TEAMS)}', store)                    # each has names of its own
     with _one_line(store, rank, size):
         backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
-        dist.init_process_group(backend, store=dist.PrefixStore('team', store), rank=rank, world_size=size,
-                                timeout=timedelta(seconds=timeout))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         yield (Shards if shard else Ranks)(**how)
         dist.destroy_process_group()
 
