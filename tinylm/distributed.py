@@ -14,7 +14,7 @@ from datetime import timedelta
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from time import time
+from time import sleep, time
 
 import numpy as np
 import torch
@@ -175,7 +175,8 @@ def join_team(
         yield Team(**how); return
     limit = timedelta(seconds=timeout)
     store, rank, size = next(dist.rendezvous('env://', timeout=limit))
-    store = dist.PrefixStore(f'team {next(_TEAMS)}', store)                    # each has names of its own
+    attempt = os.environ['TORCHELASTIC_RESTART_COUNT']
+    store = dist.PrefixStore(f'team {attempt}.{next(_TEAMS)}', store)          # each has names of its own
     with _one_line(store, rank, size):
         backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
@@ -242,13 +243,14 @@ def _one_line(store, rank, size):
     "However a team ends, one process tells it, and names the one that is at fault."
     try: yield; store.set(f'end/{rank}', 'well')
     except BaseException as e:
-        stopped = isinstance(e, KeyboardInterrupt)
-        kind = 'stopped' if stopped else 'lost' if _LOST.search(str(e)) else 'error'
+        kind = 'stopped' if isinstance(e, KeyboardInterrupt) else 'lost' if _LOST.search(str(e)) else 'error'
         # frees who waits
         with suppress(RuntimeError, ValueError, AssertionError): dist.destroy_process_group()
-        try: words = _words(store, rank, size, kind, e)
-        except RuntimeError: words = f'rank {rank}: the launcher is gone'
-        raise Ended(words, 130 if stopped and 'rank' not in words else 2) from None
+        for _ in range(2):                             # once more, in case that Ctrl-C comes in between
+            try: words = _words(store, rank, size, kind, e); break
+            except KeyboardInterrupt: words, kind = '', kind if kind == 'error' else 'stopped'
+            except RuntimeError: words = f'rank {rank}: the launcher is gone'
+        raise Ended(words, 2 if words.startswith('rank') or kind != 'stopped' else 130) from None
 
 # %% ../nbs/15_scale_out.ipynb #15000023
 def _words(store, rank, size, kind, error):
@@ -265,8 +267,8 @@ def _words(store, rank, size, kind, error):
 
 def _roll_call(store, size):
     "How each process ended; None for those that do not answer."
-    names = [f'end/{r}' for r in range(size)]
-    with suppress(RuntimeError): store.wait(names, timedelta(seconds=_PATIENCE))
+    names, end = [f'end/{r}' for r in range(size)], time() + _PATIENCE
+    while not store.check(names) and time() < end: sleep(.05)
     return {r: store.get(name).decode() if store.check([name]) else None for r, name in enumerate(names)}
 
 def _named(ranks): return f'rank{"s" if len(ranks) > 1 else ""} {", ".join(map(str, ranks))}'
