@@ -7,7 +7,7 @@ __all__ = ['Ranks', 'sent', 'messages', 'zero_bytes', 'Shards', 'Wire', 'Cluster
            'own_device', 'Ended', 'started_again', 'write_tokens']
 
 # %% ../nbs/15_scale_out.ipynb #15000004
-import json, os, re
+import json, os, re, socket, stat
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -177,9 +177,11 @@ def join_team(
     store, rank, size = next(dist.rendezvous('env://', timeout=limit))
     attempt = os.environ['TORCHELASTIC_RESTART_COUNT']
     store = dist.PrefixStore(f'team {attempt}.{next(_TEAMS)}', store)          # each has names of its own
-    with _one_line(store, rank, size):
+    with _one_line(store, rank, size) as wires:
+        before = _connections()
         backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+        wires |= _connections() - before
         yield (Shards if shard else Ranks)(**how)
         dist.destroy_process_group()
 
@@ -241,11 +243,11 @@ _PATIENCE = 5 # seconds in which a process that can speak says how it ended
 @contextmanager
 def _one_line(store, rank, size):
     "However a team ends, one process tells it, and names the one that is at fault."
-    try: yield; store.set(f'end/{rank}', 'well')
+    wires = set()
+    try: yield wires; store.set(f'end/{rank}', 'well')
     except BaseException as e:
         kind = 'stopped' if isinstance(e, KeyboardInterrupt) else 'lost' if _LOST.search(str(e)) else 'error'
-        # frees who waits
-        with suppress(RuntimeError, ValueError, AssertionError): dist.destroy_process_group()
+        _hang_up(wires)                                # frees those who wait for this process
         for _ in range(2):                             # once more, in case that Ctrl-C comes in between
             try: words = _words(store, rank, size, kind, e); break
             except KeyboardInterrupt: words, kind = '', kind if kind == 'error' else 'stopped'
@@ -272,6 +274,22 @@ def _roll_call(store, size):
     return {r: store.get(name).decode() if store.check([name]) else None for r, name in enumerate(names)}
 
 def _named(ranks): return f'rank{"s" if len(ranks) > 1 else ""} {", ".join(map(str, ranks))}'
+
+# %% ../nbs/15_scale_out.ipynb #15000025
+def _connections():
+    "The descriptors of this process that are connected to somebody."
+    found = set()
+    for fd in map(int, os.listdir('/dev/fd') if os.path.isdir('/dev/fd') else ()):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode) and _socket(fd, lambda s: s.getpeername()): found.add(fd)
+    return found
+
+def _socket(fd, work):
+    with socket.socket(fileno=os.dup(fd)) as s: return work(s)
+
+def _hang_up(fds):
+    for fd in fds:
+        with suppress(OSError): _socket(fd, lambda s: s.shutdown(socket.SHUT_RDWR))
 
 # %% ../nbs/15_scale_out.ipynb #15000024
 def started_again(
