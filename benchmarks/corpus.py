@@ -1,7 +1,8 @@
-"""Training on a text that is larger than memory: `python benchmarks/corpus.py 2000 FOLDER` (megabytes of text).
+"""Training on a text that is larger than memory: `python benchmarks/corpus.py 2000 FOLDER` (megabytes).
 
-Writes a synthetic text, encodes it once (stopped on the way, and resumed), trains 20 steps on it, and says how
-much memory each of the two takes above `import torch`. FOLDER gets that many bytes twice; they are removed.
+Writes a synthetic text, encodes it once (stopped on the way, and resumed), trains 20 steps on it, and says
+how much memory each of the two takes above `import torch`. FOLDER gets that many bytes twice; they are
+removed.
 """
 import random, resource, subprocess, sys
 from pathlib import Path
@@ -14,7 +15,8 @@ def write_text(path, megabytes, seed=0):
 
 def peak():
     "Megabytes that this process had in memory at most."
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1 if sys.platform == 'darwin' else 1024)*1.048576
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit/1e6
 
 def child(work, text):
     import torch                                       # what the rest is compared with
@@ -37,7 +39,7 @@ def main(megabytes, folder):
     write_text(text, megabytes)
     again = [sys.executable, __file__, 'encode', text]
     try:
-        try: subprocess.run(again, timeout=20)                         # stopped on the way, if it takes longer
+        try: subprocess.run(again, timeout=20)         # stopped on the way, if it takes longer
         except subprocess.TimeoutExpired: print('encode: stopped after 20 seconds')
         for work in ('encode', 'train'): subprocess.run([sys.executable, __file__, work, text], check=True)
         for path in sorted(folder.glob('corpus.*')): print(f'{path.name}: {path.stat().st_size/1e6:,.0f} MB')
