@@ -10,8 +10,9 @@ from pathlib import Path
 def write_text(path, megabytes, seed=0):
     rng = random.Random(seed)
     words = [''.join(rng.choices('etaoinshrdlucmfwyp', k=1 + i % 9)) for i in range(5000)]
+    lines = [' '.join(rng.choices(words, k=1000)) + '\n' for _ in range(500)]
     with open(path, 'w') as f:
-        while f.tell() < megabytes*1e6: f.write(' '.join(rng.choices(words, k=200_000)) + '\n')
+        while f.tell() < megabytes*1e6: f.writelines(rng.choices(lines, k=200))
 
 def peak():
     "Megabytes that this process had in memory at most."

@@ -40,7 +40,7 @@ def equalities(folder):
                 run.record()
                 run.save(folder/f'{name}.{kind}.safetensors')
                 told[f'{kind} {name}'] += losses(run, 10)
-                for other in ('one', *KINDS):
+                for other in () if kind.endswith('2') else ('one', *KINDS):
                     file = folder/f'{name}.{other}.safetensors'
                     if file.exists():
                         told[f'{kind} {name} after {other}'] = losses(trainer(case, team, 9).load(file), 10)

@@ -427,7 +427,9 @@ def main(
             return _run(args)
         except SystemExit as e: raise SystemExit(_ended(e.code)) from None         # after --help
         except KeyboardInterrupt as e: return _complain(e if e.args else 'stopped', 130)
-        except Ended as e: return _ended(_complain(e, e.code) if str(e) else e.code)
+        except Ended as e:
+            if str(e): print(file=sys.stderr); _complain(e, e.code)            # below the bar of another one
+            return _ended(e.code)
         except BrokenPipeError:                            # the reader has left; nothing more to say to it
             _give_up_stdout()
             return 0 if command == 'generate' else _complain('nobody reads the output any more', 2)
