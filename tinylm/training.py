@@ -206,32 +206,6 @@ class Team:
         "The windows of the batch that this process reads."
         return slice(None)
 
-# %% ../nbs/03_prefill.ipynb #15030004
-@patch
-@contextmanager
-def passing(self:Team,
-    run, # the `Trainer`
-    last:bool, # whether this is the last piece of the batch
-):
-    "What a piece of the batch is computed in, forward and back."
-    kind = device_of(run.model).type
-    with torch.autocast(kind, torch.bfloat16) if self.bfloat16 else nullcontext(): yield
-
-@patch
-def mean(self:Team,
-    loss:float, # of the windows that this process reads
-)->float: # of all windows
-    "The mean of what the processes have."
-    return loss
-
-@patch
-def write(self:Team,
-    path, # the file to write
-    chunks, # an iterable of `bytes`
-):
-    "Write a file, entirely or not at all; in a team, one writes."
-    write_atomic(path, chunks)
-
 # %% ../nbs/03_prefill.ipynb #e8d561c2
 class Trainer:
     "A training run: the model, its optimizers, its random numbers, and how far it has come."
@@ -351,6 +325,32 @@ def _check_recipe(c):
         check_one_of(name, getattr(c, name), table)
     if c.min_lr > c.lr: raise ValueError(f'min_lr is {c.min_lr} and lr {c.lr}: expected min_lr <= lr')
     if c.grad_clip != inf: c.grad_clip = check_number('grad_clip', c.grad_clip, above=True)
+
+# %% ../nbs/03_prefill.ipynb #15030004
+@patch
+@contextmanager
+def passing(self:Team,
+    run, # the `Trainer`
+    last:bool, # whether this is the last piece of the batch
+):
+    "What a piece of the batch is computed in, forward and back."
+    kind = device_of(run.model).type
+    with torch.autocast(kind, torch.bfloat16) if self.bfloat16 else nullcontext(): yield
+
+@patch
+def mean(self:Team,
+    loss:float, # of the windows that this process reads
+)->float: # of all windows
+    "The mean of what the processes have."
+    return loss
+
+@patch
+def write(self:Team,
+    path, # the file to write
+    chunks, # an iterable of `bytes`
+):
+    "Write a file, entirely or not at all; in a team, one writes."
+    write_atomic(path, chunks)
 
 # %% ../nbs/03_prefill.ipynb #da030010
 def _check_plain(model):
