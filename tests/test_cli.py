@@ -308,7 +308,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
     words = ['train', '--corpus', 'text.txt', *TINY, *'--steps 12 --lr .004 --dropout .2 --seed 7'.split()]
     save = LanguageModel.save_safetensors
-    def stop(self, path): save(self, path); raise KeyboardInterrupt
+    def stop(self, path, *how): save(self, path, *how); raise KeyboardInterrupt
     with pytest.MonkeyPatch.context() as m:
         m.chdir(folder)
         Path('text.txt').write_text(TEXT)

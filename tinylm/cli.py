@@ -19,6 +19,7 @@ from .bench import SIZES, bench_table, benchmark
 from .core import write_atomic
 from .data import CharTokenizer, CountModel, TextStream, load_corpus, read_tokenizer, train_val_split
 from .decoding import Sampling, compare_phases, phase_table
+from .distributed import Ended, TokenFile, join_team, own_device, started_again, write_tokens
 from .conversation import chat
 from .doctor import about_model, checkup
 from .model import LanguageModel, LMConfig
@@ -66,15 +67,22 @@ def _add_fields(parser, fields_):
         parser.add_argument(_flag(f.name), type=type(f.default), metavar='N', help=about)
 
 def _add_device(parser):
-    parser.add_argument('--device', default='cpu', help='where to compute: cpu, cuda, mps … (%(default)s)')
+    parser.add_argument('--device', default='cpu',
+                        help='where to compute: cpu, cuda, mps …, or auto for the fastest there is '
+                             '(%(default)s)')
 
 def _given(args, fields_):
     return {f.name: v for f in fields_ if (v := getattr(args, f.name)) is not None}
 
 # %% ../nbs/cli.ipynb #c11d0006
+def _text(args):
+    return TokenFile(args.corpus) if args.corpus.endswith('.tokens') else load_corpus(args.corpus)
+
+def _tokenizer(text): return text.tokenizer if isinstance(text, TokenFile) else CharTokenizer(text)
+
 def _new(args, text):
     "Shape, recipe and tokenizer of a run that begins."
-    tokenizer, (shape, recipe) = CharTokenizer(text), PRESETS[args.like]
+    tokenizer, (shape, recipe) = _tokenizer(text), PRESETS[args.like]
     shape = replace(shape, vocab_size=tokenizer.vocab_size, **_given(args, _SHAPE))
     return shape, replace(recipe, **_given(args, _RECIPE)), tokenizer
 
@@ -88,7 +96,7 @@ def _resumed(args, text, state):
                 raise ValueError(f'{_flag(name)} {value} was given, and the run in {state} has {name} '
                                  f'{theirs}')
     recipe = replace(run.recipe, **{name: recipe[name] for name in free if name in recipe})
-    return run.model, recipe, read_tokenizer(run.tokenizer) or CharTokenizer(text)
+    return run.model, recipe, read_tokenizer(run.tokenizer) or _tokenizer(text)
 
 # %% ../nbs/cli.ipynb #c11d0008
 def _check_memory(c):
@@ -103,6 +111,7 @@ def _check_memory(c):
 def _check_words(args, out, state):
     if args.resume and not state.exists():
         raise FileNotFoundError(f'nothing to resume: there is no {state}')
+    args.resume = args.resume or started_again(state)
     old = next((p for p in (state, out) if p.exists()), None)
     if old and not (args.resume or args.overwrite):
         raise FileExistsError(f'{old} exists: --resume goes on with that run, --overwrite starts anew')
@@ -110,34 +119,57 @@ def _check_words(args, out, state):
 def _interruptible(args, state, work):
     before = state.stat().st_mtime_ns if state.exists() and not args.resume else 0
     try: work()
-    except KeyboardInterrupt:
-        if not state.exists() or state.stat().st_mtime_ns <= before:
-            raise KeyboardInterrupt('stopped before the first checkpoint') from None
-        raise KeyboardInterrupt(f'stopped; {state} holds the run up to its last evaluation, {args.again} '
-                                f'goes on from there') from None
+    except (KeyboardInterrupt, Ended) as e:
+        kept = state.exists() and state.stat().st_mtime_ns > before
+        words = (f'; {state} holds the run up to its last evaluation, {args.again} goes on from there'
+                 if kept else ' before the first checkpoint')
+        if isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt(f'stopped{words}') from None
+        raise Ended(str(e) and f'{e}{words if kept or e.code == 130 else ""}', e.code) from None
 
 # %% ../nbs/cli.ipynb #c11d0013
 def _encoded(text, tokenizer, args, state):
+    if isinstance(text, TokenFile): return text
     try: return torch.tensor(tokenizer.encode(text))
     except ValueError as e:
         raise ValueError(f'--corpus {args.corpus} is not the text of the run in {state}: {e}') from None
 
 # %% ../nbs/cli.ipynb #0e0a2b58
 def _train(args):
-    out, state, device = Path(args.out), checkpoint_path(args.out), check_device(args.device)
+    state, model = checkpoint_path(args.out), []
+    how = {name: getattr(args, name) for name in ('shard', 'timeout', 'accumulate', 'bfloat16', 'compile')}
+    def work():
+        with join_team(**how) as team: model.append(_train_in(team, args, Path(args.out), state))
+    _interruptible(args, state, work)
+    return model[0]
+
+# %% ../nbs/cli.ipynb #15110001
+def _train_in(team, args, out, state):
+    say = (lambda text: print(_line(text))) if team.rank == 0 else lambda text: None
+    device = own_device(args.device)
     _check_words(args, out, state)
-    text = load_corpus(args.corpus)
+    text = _text(args)
     shape, recipe, tokenizer = _resumed(args, text, state) if args.resume else _new(args, text)
     parts = train_val_split(_encoded(text, tokenizer, args, state))
     _check_memory(shape)
     torch.manual_seed(recipe.seed)
     model = LanguageModel(shape, tokenizer)
-    print(_line(f'{args.corpus}: {len(text):,} characters, {tokenizer.vocab_size} different tokens; '
-                f'a model of {shape.n_params:,} parameters'))
-    more = dict(out=out, resume=args.resume, device=device)
-    _interruptible(args, state, lambda: train(model, *parts, recipe, **more))
-    print(_line(f'validation loss {evaluate(model, parts[1]):.3f} nats a token; the model is in {out}'))
+    say(f'{args.corpus}: {len(text):,} {_unit(text)}, {tokenizer.vocab_size} different tokens; '
+        f'a model of {shape.n_params:,} parameters')
+    train(model, *parts, recipe, out=out, resume=args.resume, device=device, team=team)
+    windows = 2048 if isinstance(text, TokenFile) else None
+    say(f'validation loss {evaluate(model, parts[1], windows):.3f} nats a token; the model is in {out}')
     return model
+
+# %% ../nbs/cli.ipynb #15110003
+def _add_team(group):
+    group.add_argument('--accumulate', type=int, default=1, metavar='N',
+                       help='passes for a step, each over an equal piece of the batch (%(default)s)')
+    group.add_argument('--bfloat16', action='store_true', help='round products to 16 bits')
+    group.add_argument('--compile', action='store_true', help='let torch.compile make the pass')
+    group.add_argument('--shard', action='store_true',
+                       help='under torchrun: share the model out among the processes, not only the batch')
+    group.add_argument('--timeout', type=float, default=600., metavar='SECONDS',
+                       help='under torchrun: how long a process may wait for the others (%(default)s)')
 
 # %% ../nbs/cli.ipynb #c11d0014
 def _add_train(commands):
@@ -146,8 +178,9 @@ def _add_train(commands):
         description='Train a model and keep it in one safetensors file. The run is kept beside it, so that '
                     '--resume can go on after Ctrl-C.')
     t.add_argument('--corpus', default='python-docs',
-                   help="'python-docs', 'shakespeare' (downloaded once) or the path of a UTF-8 text file "
-                        "(%(default)s)")
+                   help="'python-docs', 'shakespeare' (downloaded once), the path of a UTF-8 text file, or "
+                        "of "
+                        "a .tokens file that tinylm tokens wrote (%(default)s)")
     t.add_argument('--out', default='model.safetensors', help='where to keep the model (%(default)s)')
     t.add_argument('--resume', action='store_true',
                    help='go on with the stopped run beside --out, with its shape and its recipe; give the '
@@ -157,9 +190,30 @@ def _add_train(commands):
                    help='whose shape and recipe to begin with: the model of lesson 03, or the modern one of '
                         'lesson 11 (%(default)s, whose values stand below)')
     _add_device(t)
+    _add_team(t.add_argument_group('how a step is computed'))
     _add_fields(t.add_argument_group('the model'), _SHAPE)
     _add_fields(t.add_argument_group('the recipe'), _RECIPE)
     t.set_defaults(run=_train, again='the same command with --resume')
+
+# %% ../nbs/cli.ipynb #15110005
+def _unit(text): return 'tokens' if isinstance(text, TokenFile) else 'characters'
+
+def _tokens(args):
+    out = Path(args.out or f'{args.corpus}.tokens')
+    if out.exists() and not args.overwrite: raise FileExistsError(f'{out} exists: --overwrite writes it anew')
+    if out.suffix != '.tokens': raise ValueError(f'{out} is no name for it: expected something.tokens')
+    like = load_model(args.like).tokenizer if args.like else None
+    tokens = write_tokens(args.corpus, out, like)
+    print(_line(f'{out}: {len(tokens):,} tokens, {tokens.tokenizer.vocab_size} different ones'))
+
+def _add_tokens(commands):
+    t = commands.add_parser('tokens', help='encode a large text once, for tinylm train --corpus FILE.tokens',
+                            description='Encode a text of any size. After Ctrl-C the same command goes on.')
+    t.add_argument('--corpus', required=True, help='the path of a UTF-8 text file')
+    t.add_argument('--out', help='the file to write; the name of the text with .tokens when not given')
+    t.add_argument('--like', metavar='MODEL', help='with the tokenizer of this model, in place of characters')
+    t.add_argument('--overwrite', action='store_true', help='write anew even if --out exists')
+    t.set_defaults(run=_tokens)
 
 # %% ../nbs/cli.ipynb #8c15a933
 _MODEL = 'a model: what tinylm train wrote, a GGUF file, or a folder of Hugging Face'
@@ -325,7 +379,7 @@ def _add_doctor(commands):
 def _parser():
     p = _Parser(prog='tinylm', description='Train a small language model on any text, and let it write.')
     p.add_argument('--version', action='version', version=f'tinylm {tinylm.__version__}')
-    adders = (_add_train, _add_generate, _add_chat, _add_demo, _add_bench, _add_doctor)
+    adders = (_add_train, _add_tokens, _add_generate, _add_chat, _add_demo, _add_bench, _add_doctor)
     names = ' | '.join(add.__name__.removeprefix('_add_') for add in adders)
     commands = p.add_subparsers(dest='command', required=True, metavar=names)
     for add in adders: add(commands)
@@ -383,6 +437,9 @@ def main(
             return _run(args)
         except SystemExit as e: raise SystemExit(_ended(e.code)) from None         # after --help
         except KeyboardInterrupt as e: return _complain(e if e.args else 'stopped', 130)
+        except Ended as e:
+            if str(e): print(file=sys.stderr); _complain(e, e.code)            # below the bar of another one
+            return _ended(e.code)
         except BrokenPipeError:                            # the reader has left; nothing more to say to it
             _give_up_stdout()
             return 0 if command == 'generate' else _complain('nobody reads the output any more', 2)

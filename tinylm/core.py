@@ -85,7 +85,8 @@ def naming(
     "Errors of the disk inside the `with` block name this file, and no other."
     try: yield
     except OSError as e:
-        e.filename, e.filename2 = str(path), None
+        e.filename = str(path)
+        del e.filename2                                # None would be told, too
         raise
 
 def _locked(f):

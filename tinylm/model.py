@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'MLPS', 'POSITIONS', 'MEET', 'WEIGHTS', 'FORMAT', 'LMConfig', 'MLP', 'Block', 'Pass', 'Fresh', 'Watched',
-           'TokenTable', 'LanguageModel', 'check_ids', 'check_trainable', 'differences', 'reading_safetensors',
-           'read_safetensors', 'check_format', 'check_floats']
+           'TokenTable', 'LanguageModel', 'whole', 'tensor_chunks', 'check_ids', 'check_trainable', 'differences',
+           'reading_safetensors', 'read_safetensors', 'check_format', 'check_floats']
 
 # %% ../nbs/02_model.ipynb #ee30412c
 import json
@@ -20,7 +20,6 @@ from typing import Protocol
 import torch
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.nn import functional as F
 
@@ -326,12 +325,41 @@ FORMAT = 1 # of the files that this version writes; it reads this one and all be
 @patch
 def save_safetensors(self:LanguageModel,
     path, # the file to write
+    write=write_atomic, # who writes the chunks of a file
 ):
     "Write weights, config and tokenizer into one file, entirely or not at all."
     tokenizer = self.tokenizer and self.tokenizer.to_json()
     about = {'format': FORMAT, 'config': asdict(self.config), 'tokenizer': tokenizer}
-    tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-    write_atomic(path, [to_bytes(tensors, {'tinylm': json.dumps(about)})])
+    write(path, tensor_chunks(self.state_dict(), {'tinylm': json.dumps(about)}))
+
+# %% ../nbs/02_model.ipynb #15020001
+_DTYPES = {torch.int64: 'I64', torch.float64: 'F64', torch.float32: 'F32', torch.int32: 'I32',
+           torch.bfloat16: 'BF16', torch.float16: 'F16', torch.int16: 'I16', torch.int8: 'I8',
+           torch.uint8: 'U8',
+           torch.bool: 'BOOL'} # the widest first: as a file holds them
+
+def whole(
+    t:torch.Tensor, # of which this process may hold a piece (lesson 15)
+)->torch.Tensor: # all of it
+    "Gather a tensor from the processes that share it; any other is whole already."
+    return t.full_tensor() if hasattr(t, 'full_tensor') else t
+
+def tensor_chunks(
+    tensors:dict, # by name
+    about:dict, # strings by name: what the header says besides
+): # an iterable of `bytes`
+    "A safetensors file, one tensor after the other, so that no more than one is copied at a time."
+    kinds, header, end = list(_DTYPES), {'__metadata__': about}, 0
+    names = sorted(tensors, key=lambda name: (kinds.index(tensors[name].dtype), name))
+    for name in names:
+        t, begin = tensors[name], end
+        end += t.numel()*t.element_size()
+        header[name] = dict(dtype=_DTYPES[t.dtype], shape=list(t.shape), data_offsets=[begin, end])
+    text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
+    text += b' '*(-len(text) % 8)
+    yield len(text).to_bytes(8, 'little') + text
+    for name in names:
+        yield whole(tensors[name].detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 # %% ../nbs/02_model.ipynb #41add381
 def check_ids(
