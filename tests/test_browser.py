@@ -922,7 +922,7 @@ def test_a_live_chat_in_jupyterlab(open_notebook, lab):
 
     field.fill(''); say(card, 'a word'); growing(card)
     interrupt = 'shell.currentWidget.sessionContext.session.kernel.interrupt()'
-    for _ in range(6):                                # between two moments of writing nobody is there to hear it
+    for _ in range(6):      # between two moments of writing nobody hears it
         page.evaluate(f'() => window.jupyterapp.{interrupt}'); page.wait_for_timeout(150)
         if answers.count() == 5: break
     answers.nth(4).wait_for()
