@@ -825,7 +825,7 @@ def _begin(self:ChatBox, live, text):
 
 @patch
 def _write(self:ChatBox, live):
-    until = perf_counter() + .1
+    until = perf_counter() + .25
     for piece in self.answer:
         self.said += piece
         live.detail = live.detail | {'answer': _plain(self.said), 'step': live.detail['step'] + 1}
