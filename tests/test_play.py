@@ -455,3 +455,12 @@ def test_axe_finds_no_fault(browser, scheme, width):
     assert [v for v in found if v[1] in ('serious', 'critical', 'moderate')] == []
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     page.context.close()
+
+def test_a_live_widget_brings_the_same_rooms():
+    pytest.importorskip('anywidget')
+    w = playground()
+    live = w.widget()
+    assert live._esm.endswith('export default { render };') and ENGINE in live._esm
+    assert live.data == w.data and live.chosen == w.chosen
+    AttentionMap(w.model, 'abc').widget()                              # and the others keep theirs
+    assert ENGINE not in AttentionMap(w.model, 'abc').widget()._esm
