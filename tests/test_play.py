@@ -2,6 +2,7 @@
 import base64, json, os, struct
 from copy import deepcopy
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tinylm import DEMO, AttentionMap, CharTokenizer, KVCache, LanguageModel, LM
 from tinylm.data import visible
 from tinylm.play import Playground, play_file, write_play, write_with
 
-needs_browser = pytest.mark.skipif(not CHROME, reason=HOW)
+needs_browser = pytest.mark.skipif(not (CHROME and find_spec('playwright')), reason=HOW)
 ENGINE = (ROOT/'tinylm'/'static'/'play'/'engine.js').read_text(encoding='utf-8')
 FAULTS = 'wrong position', 'current token missing', 'one layer for all', 'square mask', 'early ring'
 PLAY = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
