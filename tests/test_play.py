@@ -2,6 +2,7 @@
 import base64, json, os, struct
 from copy import deepcopy
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tinylm import DEMO, AttentionMap, CharTokenizer, KVCache, LanguageModel, LM
 from tinylm.data import visible
 from tinylm.play import Playground, play_file, write_play, write_with
 
-needs_browser = pytest.mark.skipif(not CHROME, reason=HOW)
+needs_browser = pytest.mark.skipif(not (CHROME and find_spec('playwright')), reason=HOW)
 ENGINE = (ROOT/'tinylm'/'static'/'play'/'engine.js').read_text(encoding='utf-8')
 FAULTS = 'wrong position', 'current token missing', 'one layer for all', 'square mask', 'early ring'
 PLAY = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -455,3 +456,12 @@ def test_axe_finds_no_fault(browser, scheme, width):
     assert [v for v in found if v[1] in ('serious', 'critical', 'moderate')] == []
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     page.context.close()
+
+def test_a_live_widget_brings_the_same_rooms():
+    pytest.importorskip('anywidget')
+    w = playground()
+    live = w.widget()
+    assert live._esm.endswith('export default { render };') and ENGINE in live._esm
+    assert live.data == w.data and live.chosen == w.chosen
+    AttentionMap(w.model, 'abc').widget()                              # and the others keep theirs
+    assert ENGINE not in AttentionMap(w.model, 'abc').widget()._esm
