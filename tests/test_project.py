@@ -357,7 +357,7 @@ def test_readme_asks_the_real_model_and_the_answer_is_that_of_lesson_12():
     cell = next(c for c in cells if c.cell_type == 'code' and f"say('{question}')" in c.source)
     assert [o.text.strip() for o in cell.outputs] == [answer]
     name, = re.findall("data_dir\\(\\)/'(.+?)'", code)
-    assert name in (ROOT/'tools'/'real_model.py').read_text()
+    assert name == tinylm.REAL_MODEL and 'REAL_MODEL' in (ROOT/'tools'/'real_model.py').read_text()
 
 @pytest.mark.skipif(not shutil.which('make'), reason='needs make')
 def test_make_docs_says_where_to_get_quarto_and_installs_nothing(tmp_path):
