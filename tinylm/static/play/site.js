@@ -8,6 +8,14 @@ for (const el of document.querySelectorAll('.tinylm-play')) {
     return answer.arrayBuffer();
   };
   const state = { data: { kind: 'play', open, ...PLAY_ABOUT }, chosen: { ...PLAY_CHOSEN } };
-  const model = { get: k => state[k], set: (k, v) => { state[k] = v; }, on() {}, off() {}, save_changes() {} };
+  const model = {
+    get: k => state[k],
+    set: (k, v) => {
+      state[k] = v;
+    },
+    on() {},
+    off() {},
+    save_changes() {},
+  };
   render({ model, el });
 }
