@@ -227,7 +227,8 @@ def _one_line(store, rank, size):
     wires = set()
     try: yield wires; store.set(f'end/{rank}', 'well')
     except BaseException as e:
-        kind = 'stopped' if isinstance(e, KeyboardInterrupt) else 'lost' if _LOST.search(str(e)) else 'error'
+        lost = isinstance(e, RuntimeError) and _LOST.search(str(e))
+        kind = 'stopped' if isinstance(e, KeyboardInterrupt) else 'lost' if lost else 'error'
         _hang_up(wires)                                # frees those who wait for this process
         for _ in range(2):                             # once more, in case that Ctrl-C comes in between
             try: words = _words(store, rank, size, kind, e); break
