@@ -1,5 +1,5 @@
 "Teams of two processes: the same curve, the same file, and one line when something happens to one of them."
-import json, os, re, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -58,6 +58,12 @@ def test_a_batch_in_pieces_is_a_batch(name, accumulate):
 def test_sixteen_bits_are_near_and_not_the_same():
     wide, narrow = (losses(trainer(CASES['muon'], Team(bfloat16=b)), 8) for b in (False, True))
     assert wide != narrow and wide == pytest.approx(narrow, abs=.05)
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a compiler')
+def test_a_compiled_pass_is_the_same():
+    plain, made = (losses(trainer(CASES['adamw'], Team(compile=c)), 5) for c in (False, True))
+    assert plain == pytest.approx(made, abs=1e-5)
 
 def test_nobody_to_share_with_is_said():
     with pytest.raises(ValueError, match='nobody to share the model with: start it by torchrun'):

@@ -7,7 +7,7 @@ __all__ = ['Ranks', 'sent', 'messages', 'zero_bytes', 'Shards', 'Cluster', 'laun
            'started_again', 'TokenFile', 'write_tokens', 'Wire']
 
 # %% ../nbs/15_scale_out.ipynb #15000004
-import json, os, re, socket, stat
+import json, mmap, os, re, socket, stat
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -227,7 +227,8 @@ def _one_line(store, rank, size):
     wires = set()
     try: yield wires; store.set(f'end/{rank}', 'well')
     except BaseException as e:
-        kind = 'stopped' if isinstance(e, KeyboardInterrupt) else 'lost' if _LOST.search(str(e)) else 'error'
+        lost = isinstance(e, RuntimeError) and _LOST.search(str(e))
+        kind = 'stopped' if isinstance(e, KeyboardInterrupt) else 'lost' if lost else 'error'
         _hang_up(wires)                                # frees those who wait for this process
         for _ in range(2):                             # once more, in case that Ctrl-C comes in between
             try: words = _words(store, rank, size, kind, e); break
@@ -320,13 +321,16 @@ class TokenFile:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, MemoryError) as e:
             raise ValueError(f'{path} is no file of tokens ({shown(str(e))})') from None
         if not count: raise ValueError(f'{path} holds no tokens: there is nothing to learn from')
-        self.ids, self.span = np.memmap(path, _KINDS[kind], 'r', at, (count,)), (0, count)
+        with open(path, 'rb') as f: self.map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        self.ids, self.span = np.frombuffer(self.map, _KINDS[kind], count, at), (0, count)
 
     def __len__(self): return len(self.ids)
 
     def __getitem__(self, places):
         if not isinstance(places, slice):
-            return torch.from_numpy(np.asarray(self.ids[np.asarray(places)]).astype(np.int64))
+            ids = torch.from_numpy(np.asarray(self.ids[np.asarray(places)], np.int64))
+            if hasattr(self.map, 'madvise'): self.map.madvise(mmap.MADV_DONTNEED)  # the rest need not stay
+            return ids
         part = object.__new__(TokenFile)
         start, stop, _ = places.indices(len(self))
         vars(part).update(vars(self), ids=self.ids[start:stop], span=(self.span[0]+start, self.span[0]+stop))
