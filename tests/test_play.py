@@ -287,8 +287,12 @@ def test_each_head_shows_where_it_looked(show):
             page.locator(f'[data-head="{layer} {head}"]').click()
             row = want[layer, head, 15]
             first = page.locator('ol[aria-label="where this head looked"] li').first
-            assert abs(float(first.locator('.num').inner_text()) - row.max()) < 2e-4
-            assert f'({row.argmax()})' in first.inner_text()
+            right = lambda: (abs(float(first.locator('.num').inner_text()) - row.max()) < 2e-4
+                             and f'({row.argmax()})' in first.inner_text())
+            for _ in range(100):                       # the worker answers when it can
+                if right(): break
+                page.wait_for_timeout(50)
+            assert right(), (layer, head)
 
 @pytest.mark.browser
 @needs_browser

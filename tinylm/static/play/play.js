@@ -689,7 +689,7 @@ function playground(data, state, page) {
     halt.disabled = !running;
     shape.textContent = about
       ? `${count(about.params)} parameters, ${human(about.bytes, 'B')}, ${about.config.n_layer} layers of ${about.config.n_head} heads`
-      : (data.about ?? '');
+      : (data.about ?? 'both phases, live');
     const said = [words, note].filter(Boolean).join(' ');
     if (say.textContent !== said) say.textContent = said; // or it would be read out again
     say.className = bad ? 'say bad' : 'say';
