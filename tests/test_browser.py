@@ -511,8 +511,9 @@ def test_play_goes_through_the_steps_of_all_charts(show):
 
 def test_play_pause_play_is_no_faster_than_play(show):
     page = show(BatchTimeline(batches()).to_html()); card = page.locator('.tlm'); settle(card)
-    page.clock.install(); play = card.locator('.scrub button')
-    for _ in range(3): play.click()
+    page.clock.install(time=0); page.clock.pause_at(1000)               # nothing moves but by `run_for`
+    play = card.locator('.scrub button')
+    for _ in range(3): play.click(); page.clock.run_for(25)            # a frame, to draw
     assert 'pause' in play.inner_text()
     for i in range(2, 5):
         page.clock.run_for(355)
