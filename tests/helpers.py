@@ -88,7 +88,7 @@ def decided(model, idx, n):
 # --- processes
 
 def usual_signals(): # a shell's background and nohup hand some down as ignored
-    for s in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM): signal.signal(s, signal.SIG_DFL)
+    for s in (signal.SIGINT, signal.SIGHUP): signal.signal(s, signal.SIG_DFL)
 
 def start(*words, **how):
     "A process in which Ctrl-C works, whoever started the tests."
