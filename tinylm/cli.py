@@ -178,9 +178,8 @@ def _add_train(commands):
         description='Train a model and keep it in one safetensors file. The run is kept beside it, so that '
                     '--resume can go on after Ctrl-C.')
     t.add_argument('--corpus', default='python-docs',
-                   help="'python-docs', 'shakespeare' (downloaded once), the path of a UTF-8 text file, or "
-                        "of "
-                        "a .tokens file that tinylm tokens wrote (%(default)s)")
+                   help="'python-docs', 'shakespeare' (downloaded once), the path of a UTF-8 text file, "
+                        "or of a .tokens file that tinylm tokens wrote (%(default)s)")
     t.add_argument('--out', default='model.safetensors', help='where to keep the model (%(default)s)')
     t.add_argument('--resume', action='store_true',
                    help='go on with the stopped run beside --out, with its shape and its recipe; give the '

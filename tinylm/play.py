@@ -22,7 +22,7 @@ from .model import LanguageModel, check_ids
 from .modern import demo_model
 from .quantize import quantize_
 from .training import device_of, evaluating
-from .widgets import Widget
+from .widgets import PHASE_COLORS, Widget
 
 # %% ../nbs/play.ipynb #play0006
 _MOST = 5_000_000                                          # parameters that a page can carry
@@ -101,11 +101,12 @@ def _with(model, tokenizer):
 @patch
 def _draw(self:Playground, fig):
     "What the two phases cost: a pass as a bar, its area the FLOPs."
+    prefill, decode = PHASE_COLORS
     ax, T, cost = fig.subplots(), min(10, self.model.config.block_size), self.model.config.pass_cost
     past = min(30, self.model.config.block_size - T)
-    ax.bar(0, cost(T, last_only=True).flops/T/1e6, T, align='edge', color='#0072B2', ec='white', lw=.3)
+    ax.bar(0, cost(T, last_only=True).flops/T/1e6, T, align='edge', color=prefill, ec='white', lw=.3)
     each = [cost(1, T + i, last_only=True).flops/1e6 for i in range(past)]
-    ax.bar(range(T, T + past), each, 1, align='edge', color='#D55E00', ec='white', lw=.3)
+    ax.bar(range(T, T + past), each, 1, align='edge', color=decode, ec='white', lw=.3)
     ax.set(xlabel='token of the text; prefill blue, decode orange', ylabel='million FLOPs a token',
            title='A model that runs in the page: here stands one where scripts run')
 
