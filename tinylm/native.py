@@ -50,26 +50,19 @@ def _float_dots(W, x, R, y): # y[r, j] = W[j] · x[r]
                 c += W[j, k]*x[r+2, k]; d += W[j, k]*x[r+3, k]
             y[r, j], y[r+1, j], y[r+2, j], y[r+3, j] = a, b, c, d
 
-# %% ../nbs/14_close_to_the_machine.ipynb #14000012
-@_loop
-def _int8_dots(W, x, R, y): # the same for whole numbers
-    for j in range(len(W)):
-        for r in range(R):
-            total = np.int32(0)
-            for k in range(W.shape[1]): total = np.int32(total + np.int32(W[j, k])*np.int32(x[r, k]))
-            y[r, j] = np.float32(total)
+# %% ../nbs/14_close_to_the_machine.ipynb #14000015
+_LAYER, _RMS = 1, 2
 
-# %% ../nbs/14_close_to_the_machine.ipynb #14000013
 @_loop
-def _to_int8(x, q): # x = scale·q with q from -127 to 127
-    top = ill = np.float32(0)
-    for k in range(len(x)): top = max(top, abs(x[k]))
-    for k in range(len(x)): ill += x[k]*np.float32(0)  # nan, if there is nan or infinity
-    if not np.float32(1e-30) < top < np.float32(1e38): top = np.float32(1e38 if top > 1 else 1e-30)
-    for k in range(len(x)):
-        whole = np.rint(x[k]*(np.float32(127)/top))
-        q[k] = np.int8(whole if abs(whole) <= np.float32(127) else np.float32(0))
-    return top/np.float32(127) + ill
+def _normed(x, w, b, kind, eps, y): # (x - mean)/√(variance + eps)·w + b; an RMSNorm has neither mean nor b
+    n, mean, square = np.float32(len(x)), np.float32(0), np.float32(0)
+    if kind == _LAYER:
+        for i in range(len(x)): mean += x[i]
+        mean /= n
+    for i in range(len(x)): square += (x[i] - mean)*(x[i] - mean)
+    scale = np.float32(1)/np.float32(sqrt(square/n + eps))
+    for i in range(len(x)): y[i] = (x[i] - mean)*scale*w[i]
+    for i in range(len(b)): y[i] += b[i]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000014
 @_loop
@@ -85,20 +78,6 @@ def _power(x): # e^x = 2^n·e^f with |f| ≤ ln(2)/2: n goes into the bits of th
 
 @_loop
 def _sigmoid(x): return np.float32(1)/(np.float32(1) + _power(-x))
-
-# %% ../nbs/14_close_to_the_machine.ipynb #14000015
-_LAYER, _RMS = 1, 2
-
-@_loop
-def _normed(x, w, b, kind, eps, y): # (x - mean)/√(variance + eps)·w + b; an RMSNorm has neither mean nor b
-    n, mean, square = np.float32(len(x)), np.float32(0), np.float32(0)
-    if kind == _LAYER:
-        for i in range(len(x)): mean += x[i]
-        mean /= n
-    for i in range(len(x)): square += (x[i] - mean)*(x[i] - mean)
-    scale = np.float32(1)/np.float32(sqrt(square/n + eps))
-    for i in range(len(x)): y[i] = (x[i] - mean)*scale*w[i]
-    for i in range(len(b)): y[i] += b[i]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000016
 @_loop
@@ -116,6 +95,121 @@ def _take_in(q, keys, values, n, p, state, out): # n more keys for a query: maxi
     for d in range(len(q)): out[d] *= old
     for t in range(n):
         for d in range(len(q)): out[d] += p[t]*values[t, d]
+
+# %% ../nbs/14_close_to_the_machine.ipynb #14000026
+@_loop
+def _hear(c, i, shape, rows, table, memory, arena, mine): # a row, a head of keys, the queries that share it
+    H, G, D = shape
+    r, g, width, p, state = i//G, i%G, (H + 2*G)*D, _vector(mine, TILE), _vector(mine + 4*TILE, 2)
+    new, size = rows[NEW, r], memory[SIZE]
+    for h in range(g*(H//G), (g + 1)*(H//G)):
+        q = _vector(arena + 4*(c[SRC] + r*width + h*D), D)
+        y = _vector(arena + 4*(c[DST] + (r*H + h)*D), D)
+        state[0], state[1], at = np.float32(-1e30), np.float32(0), 0
+        for d in range(D): y[d] = 0
+        while at < rows[AT, new]:                      # what was read before this pass, page by page
+            n = min(rows[AT, new] - at, size - at%size, TILE)
+            place = table[rows[ROW, r], at//size]*memory[PAGE] + at%size*memory[PLACE] + g*memory[HEAD]
+            k = memory[MEMORY + c[AT_]] + 4*place
+            _take_in(q, _matrix(k, n, memory[PLACE]), _matrix(k + 4*memory[KV], n, memory[PLACE]), n, p,
+                     state, y)
+            at += n
+        for s in range(new, r + 1, TILE):              # and in this pass
+            n, k = min(r + 1 - s, TILE), arena + 4*(c[SRC] + s*width + (H + g)*D)
+            _take_in(q, _matrix(k, n, width), _matrix(k + 4*G*D, n, width), n, p, state, y)
+        for d in range(D): y[d] /= state[1]
+
+# %% ../nbs/14_close_to_the_machine.ipynb #14000013
+@_loop
+def _to_int8(x, q): # x = scale·q with q from -127 to 127
+    top = ill = np.float32(0)
+    for k in range(len(x)): top = max(top, abs(x[k]))
+    for k in range(len(x)): ill += x[k]*np.float32(0)  # nan, if there is nan or infinity
+    if not np.float32(1e-30) < top < np.float32(1e38): top = np.float32(1e38 if top > 1 else 1e-30)
+    for k in range(len(x)):
+        whole = np.rint(x[k]*(np.float32(127)/top))
+        q[k] = np.int8(whole if abs(whole) <= np.float32(127) else np.float32(0))
+    return top/np.float32(127) + ill
+
+# %% ../nbs/14_close_to_the_machine.ipynb #14000012
+@_loop
+def _int8_dots(W, x, R, y): # the same for whole numbers
+    for j in range(len(W)):
+        for r in range(R):
+            total = np.int32(0)
+            for k in range(W.shape[1]): total = np.int32(total + np.int32(W[j, k])*np.int32(x[r, k]))
+            y[r, j] = np.float32(total)
+
+# %% ../nbs/14_close_to_the_machine.ipynb #14000029
+@_loop
+def _work(plan, shape, eps, R, rows, table, memory, turns, arena, desk, marks, number, widest, mine, whole,
+          owner):
+    "Stage by stage: take pieces; when none is left, wait a moment, then do what others have not finished."
+    _added(desk + 8*INSIDE, 1)
+    scale, room, rest = _vector(mine, ROWS), mine + 4*ROWS, mine + 4*ROWS*(1 + widest)
+    for s in range(len(plan)):
+        if _looked(desk + 8*NUMBER, 0) != number: break                # the pass is over
+        c, counter, done = plan[s], desk + 8*(COUNTS + 16*s), desk + 8*(COUNTS + 16*s + 8)
+        pieces, x, waited, i = c[ONCE] + R*c[EACH], 0, 0, _added(counter, 1)
+        while i < pieces or _looked(done, 0) < pieces:
+            if i >= pieces:
+                waited += 1
+                if waited <= PATIENCE: continue
+                i = waited - PATIENCE - 1
+                if i >= pieces: break
+            mark = marks + 8*(c[FIRST] + i)
+            if _looked(mark, 0) != number:
+                if c[KIND] == LINEAR and not x: x = _prepared(c, R, eps, arena, room, whole, scale)
+                _do(c, i, R, x, whole, scale, shape, eps, rows, table, memory, turns, arena, rest)
+                if _swapped(mark, number) != number: _added(done, 1)
+            i = pieces if waited else _added(counter, 1)
+    if owner:
+        for s in range(len(plan)):
+            if plan[s, KIND] == HEAR: _keep(plan[s], R, shape, rows, table, memory, arena)
+        _swapped(desk + 8*NUMBER, 0)
+    _added(desk + 8*INSIDE, -1)
+
+# %% ../nbs/14_close_to_the_machine.ipynb #14000041
+def _head(model): return model.tok_emb if model.config.tie_embeddings else model.head
+
+def _hidden_plan(model): # from ids to the stream after the last norm, as in lesson 02
+    plan, c, pos = _Plan(), model.config, model.pos_emb
+    D, at = c.head_size, plan.address(pos and pos.weight)
+    x = plan.stage(EMBED, c.n_embd, each=1, **plan.matrix(model.tok_emb) | dict(bias=at))
+    for layer, block in enumerate(model.blocks):
+        a, mlp = block.attention, block.mlp
+        y = plan.linear(a.qkv, x, block.norm1)
+        if a.meet:
+            q, k = (plan.address(a.meet['qk_norm'].get_submodule(n).weight if c.qk_norm else None)
+                    for n in 'qk')
+            y = plan.stage(MEET, sum(a.widths), each=1, src=y, norm_w=q, norm_b=k,
+                           bend=TURN*('rotary' in a.meet))
+        y = plan.stage(HEAR, a.widths[0], each=c.n_kv, src=y, layer=layer)
+        x = plan.linear(a.proj, y, add=x)
+        y = plan.linear(mlp.up, x, block.norm2, SWIGLU if c.mlp == 'swiglu' else GELU)
+        x = plan.linear(mlp.down, y, add=x)
+    plan.stage(NORM, c.n_embd, each=1, **plan.norm(model.norm), src=x, K=c.n_embd)
+    return plan.done(D)
+
+def _logits_plan(model):
+    plan = _Plan()
+    plan.linear(_head(model), plan.room(model.config.n_embd))
+    return plan.done(1)
+
+# %% ../nbs/14_close_to_the_machine.ipynb #14000053
+_ALL = WeakKeyDictionary() # a model -> its loops
+
+def _loops_of(model):
+    loops = _ALL.get(model)
+    if loops is None or loops.stamp != _stamp(loops.parts): loops = _ALL[model] = _Loops(model)
+    return loops
+
+def native_reason(
+    model:LanguageModel, # any
+)->str: # such as 'Block has a hook'; empty where they do
+    "Why the passes of a model with few rows do not run in compiled loops now."
+    loops = _loops_of(model)
+    return loops.why or _hindered(loops) or ('' if _ready() else _state.why)
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000020
 EMBED, LINEAR, MEET, HEAR, NORM = range(5) # kinds of stages
@@ -205,29 +299,6 @@ def _meet(c, r, shape, eps, turns, arena, mine): # queries and keys normed and t
             for d in range(D): head[d] = y[d]
             for d in range(D): y[d] = head[d]*turns[0, r, d] + head[(d + D//2)%D]*turns[1, r, d]
 
-# %% ../nbs/14_close_to_the_machine.ipynb #14000026
-@_loop
-def _hear(c, i, shape, rows, table, memory, arena, mine): # a row, a head of keys, the queries that share it
-    H, G, D = shape
-    r, g, width, p, state = i//G, i%G, (H + 2*G)*D, _vector(mine, TILE), _vector(mine + 4*TILE, 2)
-    new, size = rows[NEW, r], memory[SIZE]
-    for h in range(g*(H//G), (g + 1)*(H//G)):
-        q = _vector(arena + 4*(c[SRC] + r*width + h*D), D)
-        y = _vector(arena + 4*(c[DST] + (r*H + h)*D), D)
-        state[0], state[1], at = np.float32(-1e30), np.float32(0), 0
-        for d in range(D): y[d] = 0
-        while at < rows[AT, new]:                      # what was read before this pass, page by page
-            n = min(rows[AT, new] - at, size - at%size, TILE)
-            place = table[rows[ROW, r], at//size]*memory[PAGE] + at%size*memory[PLACE] + g*memory[HEAD]
-            k = memory[MEMORY + c[AT_]] + 4*place
-            _take_in(q, _matrix(k, n, memory[PLACE]), _matrix(k + 4*memory[KV], n, memory[PLACE]), n, p,
-                     state, y)
-            at += n
-        for s in range(new, r + 1, TILE):              # and in this pass
-            n, k = min(r + 1 - s, TILE), arena + 4*(c[SRC] + s*width + (H + g)*D)
-            _take_in(q, _matrix(k, n, width), _matrix(k + 4*G*D, n, width), n, p, state, y)
-        for d in range(D): y[d] /= state[1]
-
 # %% ../nbs/14_close_to_the_machine.ipynb #14000027
 @_loop
 def _keep(c, R, shape, rows, table, memory, arena): # new keys and values into their places
@@ -258,35 +329,6 @@ def _do(c, i, R, x, q, scale, shape, eps, rows, table, memory, turns, arena, min
     elif c[KIND] == MEET: _meet(c, i, shape, eps, turns, arena, mine)
     elif c[KIND] == EMBED: _embed(c, i, rows, arena)
     else: _norm(c, i, eps, arena, arena + 4*c[DST])
-
-# %% ../nbs/14_close_to_the_machine.ipynb #14000029
-@_loop
-def _work(plan, shape, eps, R, rows, table, memory, turns, arena, desk, marks, number, widest, mine, whole,
-          owner):
-    "Stage by stage: take pieces; when none is left, wait a moment, then do what others have not finished."
-    _added(desk + 8*INSIDE, 1)
-    scale, room, rest = _vector(mine, ROWS), mine + 4*ROWS, mine + 4*ROWS*(1 + widest)
-    for s in range(len(plan)):
-        if _looked(desk + 8*NUMBER, 0) != number: break                # the pass is over
-        c, counter, done = plan[s], desk + 8*(COUNTS + 16*s), desk + 8*(COUNTS + 16*s + 8)
-        pieces, x, waited, i = c[ONCE] + R*c[EACH], 0, 0, _added(counter, 1)
-        while i < pieces or _looked(done, 0) < pieces:
-            if i >= pieces:
-                waited += 1
-                if waited <= PATIENCE: continue
-                i = waited - PATIENCE - 1
-                if i >= pieces: break
-            mark = marks + 8*(c[FIRST] + i)
-            if _looked(mark, 0) != number:
-                if c[KIND] == LINEAR and not x: x = _prepared(c, R, eps, arena, room, whole, scale)
-                _do(c, i, R, x, whole, scale, shape, eps, rows, table, memory, turns, arena, rest)
-                if _swapped(mark, number) != number: _added(done, 1)
-            i = pieces if waited else _added(counter, 1)
-    if owner:
-        for s in range(len(plan)):
-            if plan[s, KIND] == HEAR: _keep(plan[s], R, shape, rows, table, memory, arena)
-        _swapped(desk + 8*NUMBER, 0)
-    _added(desk + 8*INSIDE, -1)
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000030
 def _primitives():
@@ -320,7 +362,7 @@ def _compile():
     globals().update(loops)
     nothing = np.zeros((0, len(COLUMNS)), np.int64), (1, 1,
                                                       1), 1., 1, *_NONE, 0, *[_counters(0).ctypes.data]*2, 1
-    for cache in True, False:
+    for cache in (True, False) if os.path.exists(_work.py_func.__code__.co_filename) else (False,):
         try:
             globals()['_work'] = numba.njit(**how, cache=cache)(_work.py_func); _work(*nothing, 1, 0, 0,
                 False)
@@ -381,33 +423,6 @@ class _Plan:
         self.widest, step = (int(self.table[:, k].max()) for k in (K_, STEP))
         self.mine = ROWS*(1 + self.widest) + max(2*ROWS*step, TILE + 2, D)
         return self
-
-# %% ../nbs/14_close_to_the_machine.ipynb #14000041
-def _head(model): return model.tok_emb if model.config.tie_embeddings else model.head
-
-def _hidden_plan(model): # from ids to the stream after the last norm, as in lesson 02
-    plan, c, pos = _Plan(), model.config, model.pos_emb
-    D, at = c.head_size, plan.address(pos and pos.weight)
-    x = plan.stage(EMBED, c.n_embd, each=1, **plan.matrix(model.tok_emb) | dict(bias=at))
-    for layer, block in enumerate(model.blocks):
-        a, mlp = block.attention, block.mlp
-        y = plan.linear(a.qkv, x, block.norm1)
-        if a.meet:
-            q, k = (plan.address(a.meet['qk_norm'].get_submodule(n).weight if c.qk_norm else None)
-                    for n in 'qk')
-            y = plan.stage(MEET, sum(a.widths), each=1, src=y, norm_w=q, norm_b=k,
-                           bend=TURN*('rotary' in a.meet))
-        y = plan.stage(HEAR, a.widths[0], each=c.n_kv, src=y, layer=layer)
-        x = plan.linear(a.proj, y, add=x)
-        y = plan.linear(mlp.up, x, block.norm2, SWIGLU if c.mlp == 'swiglu' else GELU)
-        x = plan.linear(mlp.down, y, add=x)
-    plan.stage(NORM, c.n_embd, each=1, **plan.norm(model.norm), src=x, K=c.n_embd)
-    return plan.done(D)
-
-def _logits_plan(model):
-    plan = _Plan()
-    plan.linear(_head(model), plan.room(model.config.n_embd))
-    return plan.done(1)
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000042
 def _counters(stages): return np.zeros(COUNTS + 16*stages, np.int64)
@@ -559,21 +574,6 @@ def _hindered(loops):
     if torch._C._functorch.peek_interpreter_stack() is not None: return 'a transform of torch.func is on'
     return 'torch.compile is at work' if torch.compiler.is_compiling() else ''
 
-# %% ../nbs/14_close_to_the_machine.ipynb #14000053
-_ALL = WeakKeyDictionary() # a model -> its loops
-
-def _loops_of(model):
-    loops = _ALL.get(model)
-    if loops is None or loops.stamp != _stamp(loops.parts): loops = _ALL[model] = _Loops(model)
-    return loops
-
-def native_reason(
-    model:LanguageModel, # any
-)->str: # such as 'Block has a hook'; empty where they do
-    "Why the passes of a model with few rows do not run in compiled loops now."
-    loops = _loops_of(model)
-    return loops.why or _hindered(loops) or ('' if _ready() else _state.why)
-
 # %% ../nbs/14_close_to_the_machine.ipynb #14000060
 def _places(c, cache, idx): # of tokens: ids, positions, rows; of the cache: tables, strides. All inside
     kv, (B, T), ids = cache.kv, idx.shape, idx.flatten().tolist()
@@ -615,12 +615,13 @@ class _Few(Pass):
 # %% ../nbs/14_close_to_the_machine.ipynb #14000062
 class _Native:
     "Whom lesson 02 asks."
-    def few(self, model, rows, cached): # whether a pass is one for the loops
-        if COMPILE.get() is False or torch.is_grad_enabled(): return False
+    def few(self, model, rows, cached, grad): # whether a pass is one for the loops
+        if COMPILE.get() is False or grad and torch.is_grad_enabled(): return False
         return model.config.weights == 'int8' or cached and rows <= FEW
 
-    def takes(self, model, idx, cache, begun):
-        return self._taken(model, cache, begun) if self.few(model, idx.numel(), cache is not None) else begun
+    def takes(self, model, idx, cache, begun):         # a pass through a cache keeps no gradients anyway
+        few = self.few(model, idx.numel(), cache is not None, cache is None)
+        return self._taken(model, cache, begun) if few else begun
 
     @contextmanager
     def _taken(self, model, cache, begun):
@@ -628,8 +629,9 @@ class _Native:
         with begun as p: yield _Few(p, model, cache) if (type(cache), type(p)) in kinds else p
 
     def logits(self, model, hidden):
-        n = hidden[..., 0].numel()
-        if not self.few(model, n, True) or hidden.dtype != torch.float32 or native_reason(model): return None
+        n, grad = hidden[..., 0].numel(), hidden.requires_grad or model.config.weights == 'float'
+        if not self.few(model, n, True, grad) or hidden.dtype != torch.float32 or native_reason(model):
+            return None
         loops, x = _loops_of(model), hidden.reshape(n, -1).numpy()
         parts = [loops.run(loops.logits, len(part), x=part) for part in np.split(x, range(ROWS, n, ROWS))]
         return torch.cat(parts).view(*hidden.shape[:-1], -1)
