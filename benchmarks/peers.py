@@ -10,10 +10,13 @@ a slow minute of the machine hits all of them. Printed: medians, their spread, a
 `generate` with its dynamic cache. Greedy tokens are compared with those of transformers. Quote the ratios.
 ctranslate2 and llama.cpp bring thread pools of their own, which slow everything else in the process: each
 runs in a process of its own, and before each turn there is a pause, in which idle threads stop spinning.
+tinylm has three rows: PyTorch alone, compiled loops (lesson 14), and those with int8 weights, whose text may
+differ. benchmarks/busy.py asks what is left beside a busy neighbour.
 
 With --train, a training step (forward, backward, AdamW) is compared with that of transformers' GPT-2.
 """
 import argparse, json, multiprocessing, tempfile, time
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -21,7 +24,7 @@ from statistics import median
 import torch
 from torch.nn.functional import cross_entropy
 
-from tinylm import LanguageModel
+from tinylm import LanguageModel, native_reason, quantize_
 from tinylm.bench import SIZES
 
 def to_transformers(model):
@@ -135,7 +138,12 @@ def timed(engine):
 
 def engines(model, args, folder):
     "Name -> function of (prompt, n) that returns the seconds and the whole text, greedily."
-    yield 'tinylm', timed(lambda idx, n: model.decode(idx, n, temperature=0))
+    def ours(m, compile): return timed(lambda idx, n: m.decode(idx, n, temperature=0, compile=compile))
+    yield 'tinylm eager', ours(model, False)
+    if why := native_reason(model): print(f'no compiled loops: {why}')
+    else:
+        yield 'tinylm native', ours(model, True)
+        yield 'tinylm native int8', ours(quantize_(deepcopy(model)), True)
     peer = to_transformers(model)
     plain = dict(do_sample=False, pad_token_id=0)
     def generate(idx, n, **more):

@@ -127,7 +127,8 @@ def test_compile_warns_once_in_one_line_and_changes_nothing(monkeypatch):
         out = model.decode(idx, 9, temperature=0, compile=True)
         model.stream(idx, 9, compile=True)
     assert said.pop().filename == __file__                                 # it names the caller's line
-    assert [str(w.message) for w in said] == ['compile is True, and decoding goes on without: lesson 14 is not there yet']
+    assert [str(w.message) for w in said] == [
+        'compile is True, and decoding goes on without: lesson 14 is not there yet']
     assert torch.equal(out, model.decode(idx, 9, temperature=0, compile=False))
 
 @pytest.mark.parametrize('part', ['blocks.0', 'blocks.1.mlp', 'blocks.1.attention.qkv', 'norm'])

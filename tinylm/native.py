@@ -66,7 +66,7 @@ def _normed(x, w, b, kind, eps, y): # (x - mean)/√(variance + eps)·w + b; an 
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000014
 @_loop
-def _power(x): # e^x = 2^n·e^f with |f| ≤ ln(2)/2: n goes into the bits of the exponent, e^f is a short series
+def _power(x): # e^x = 2^n·e^f with |f| ≤ ln(2)/2; n goes into the exponent, e^f is a short series
     near = x if x > np.float32(-87) else np.float32(-87)
     near = near if near < np.float32(88) else np.float32(88)
     n = np.floor(near*np.float32(1.44269504) + np.float32(.5))
@@ -201,15 +201,17 @@ _ALL = WeakKeyDictionary() # a model -> its loops
 
 def _loops_of(model):
     loops = _ALL.get(model)
-    if loops is None or loops.stamp != _stamp(loops.parts): loops = _ALL[model] = _Loops(model)
+    if loops is None or loops.stamp != _stamp([model, *loops.parts]): loops = _ALL[model] = _Loops(model)
     return loops
 
 def native_reason(
     model:LanguageModel, # any
 )->str: # such as 'Block has a hook'; empty where they do
     "Why the passes of a model with few rows do not run in compiled loops now."
-    loops = _loops_of(model)
-    return loops.why or _hindered(loops) or ('' if _ready() else _state.why)
+    return _reason(model, _loops_of(model))
+
+def _reason(model, loops):
+    return loops.why or _hindered(model, loops) or ('' if _ready() else _state.why)
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000020
 EMBED, LINEAR, MEET, HEAR, NORM = range(5) # kinds of stages
@@ -475,9 +477,11 @@ def _helpers(): # besides the thread that asks
 class _Loops:
     "What a model is as a plan, and a pass through it."
     def __init__(self, model):
-        self.parts, c = list(model.modules()), model.config
-        self.stamp, self.why = _stamp(self.parts), _unfit(model)
+        # not the model: it has to be free to go
+        self.parts, c = [*model.modules()][1:], model.config
+        self.stamp, self.why = _stamp([model, *self.parts]), _unfit(model)
         if self.why: return
+        self.top = _stamp([_head(model)])
         self.hidden, self.logits = _hidden_plan(model), _logits_plan(model)
         self.config, self.shape, self.eps = c, (c.n_head, c.n_kv, c.head_size), float(model.norm.eps)
         self.big = sum(t.nbytes for t in model.parameters()) > 2**22
@@ -523,17 +527,19 @@ _KNOWN = (LanguageModel, Block, CausalSelfAttention, MLP, SwiGLU, QKNorm, Rotary
           nn.ModuleDict)
 _NAMES = 'forward', 'hidden', 'embed', 'heads', 'scores', 'turns', 'attend', '__call__'
 
-def _methods():
-    return [getattr(t, name, None) for t in (*_KNOWN, Pass, Fresh, Cached, Paged) for name in _NAMES]
+_WRITTEN = [(t, name, vars(t)[name]) for t in (*_KNOWN, nn.Module, Pass, Fresh, Cached, Paged)
+            for name in _NAMES if name in vars(t)]
+_KERNELS = dict(ATTENTION)
 
-_WRITTEN, _KERNELS = _methods(), dict(ATTENTION)
-
-def _tensors(part):
-    return [t for t in chain(part._parameters.values(), part._buffers.values()) if t is not None]
+def _tensors(m): return [t for t in chain(m._parameters.values(), m._buffers.values()) if t is not None]
 
 def _stamp(parts): # all by which it can be told that a plan still holds
-    return [(len(d := m.__dict__), id(d.get('drop')), d.get('eps'), [*map(id, m._modules.values())],
-             [(t.data_ptr(), t.shape, t.stride()) for t in _tensors(m)]) for m in parts]
+    stamp = []
+    for m in parts:
+        d = m.__dict__
+        stamp += len(d), d.get('drop'), d.get('eps'), *d['_modules'].values()
+        for t in _tensors(m): stamp += t.data_ptr(), t.numel(), t.is_contiguous()
+    return stamp
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000051
 def _looks(part): # all of a part that the loops take for granted
@@ -562,13 +568,13 @@ def _unfit(model):
     return ''
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000052
-def _hindered(loops):
+def _hindered(model, loops):
     "Why PyTorch has to see every operation now; empty if it need not."
-    for m in loops.parts:
+    for m in (model, *loops.parts):
         if m._forward_hooks or m._forward_pre_hooks: return f'{type(m).__name__} has a hook'
         if m.training: return f'{type(m).__name__} is in training mode'
     if every._global_forward_hooks or every._global_forward_pre_hooks: return 'there is a global hook'
-    if _methods() != _WRITTEN: return 'a method of the library is replaced'
+    if any(vars(t).get(n) is not f for t, n, f in _WRITTEN): return 'a method of the library is replaced'
     if torch.is_autocast_enabled('cpu'): return 'autocast is on'
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack(): return 'a mode is on'
     if torch._C._functorch.peek_interpreter_stack() is not None: return 'a transform of torch.func is on'
@@ -602,8 +608,9 @@ class _Few(Pass):
     def attend(self, *args, **more): return self.p.attend(*args, **more)
 
     def hidden(self, model, idx):
-        if model is not self.model or native_reason(model): return self.p.hidden(model, idx)
-        loops, cache, parts = _loops_of(model), self.cache or KVCache.of(model, *idx.shape), []
+        loops, parts = _loops_of(model), []
+        if model is not self.model or _reason(model, loops): return self.p.hidden(model, idx)
+        cache = self.cache or KVCache.of(model, *idx.shape)
         if (places := _places(model.config, cache, idx)) is None: return self.p.hidden(model, idx)
         (*tokens, table, memory), n = places, idx.numel()
         for part in [slice(s, s + ROWS) for s in range(0, n, ROWS)]:
@@ -630,9 +637,11 @@ class _Native:
 
     def logits(self, model, hidden):
         n, grad = hidden[..., 0].numel(), hidden.requires_grad or model.config.weights == 'float'
-        if not self.few(model, n, True, grad) or hidden.dtype != torch.float32 or native_reason(model):
-            return None
-        loops, x = _loops_of(model), hidden.reshape(n, -1).numpy()
+        if not self.few(model, n, True, grad) or hidden.dtype != torch.float32: return None
+        loops = _ALL.get(model)                        # a pass has looked at all; now the head is enough
+        if loops is None or loops.why or loops.top != _stamp([_head(model)]): loops = _loops_of(model)
+        if _reason(model, loops): return None
+        x = hidden.reshape(n, -1).numpy()
         parts = [loops.run(loops.logits, len(part), x=part) for part in np.split(x, range(ROWS, n, ROWS))]
         return torch.cat(parts).view(*hidden.shape[:-1], -1)
 
