@@ -13,7 +13,7 @@ from tinylm import (Engine, KVCache, LanguageModel, LMConfig, ModelDrafter, NGra
                     Request, native, native_reason)
 from tinylm.model import COMPILE
 
-pytest.importorskip('numba', reason="pip install 'tinylm[native]'")
+pytest.importorskip('numba', reason='pip install numba')
 pytestmark = pytest.mark.skipif(os.environ.get('TINYLM_DEVICE', 'cpu') != 'cpu', reason='loops run on a CPU')
 
 PASSES = [] # how many rows each compiled pass had

@@ -61,8 +61,10 @@ def _normed(x, w, b, kind, eps, y): # (x - mean)/√(variance + eps)·w + b; an 
         mean /= n
     for i in range(len(x)): square += (x[i] - mean)*(x[i] - mean)
     scale = np.float32(1)/np.float32(sqrt(square/n + eps))
-    for i in range(len(x)): y[i] = (x[i] - mean)*scale*w[i]
-    for i in range(len(b)): y[i] += b[i]
+    if len(b):                                         # each place is written once, with what it will hold
+        for i in range(len(x)): y[i] = (x[i] - mean)*scale*w[i] + b[i]
+    else:
+        for i in range(len(x)): y[i] = (x[i] - mean)*scale*w[i]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000014
 @_loop
@@ -104,7 +106,7 @@ def _hear(c, i, shape, rows, table, memory, arena, mine): # a row, a head of key
     new, size = rows[NEW, r], memory[SIZE]
     for h in range(g*(H//G), (g + 1)*(H//G)):
         q = _vector(arena + 4*(c[SRC] + r*width + h*D), D)
-        y = _vector(arena + 4*(c[DST] + (r*H + h)*D), D)
+        y, out = _vector(mine + 4*(TILE + 2), D), _vector(arena + 4*(c[DST] + (r*H + h)*D), D)
         state[0], state[1], at = np.float32(-1e30), np.float32(0), 0
         for d in range(D): y[d] = 0
         while at < rows[AT, new]:                      # what was read before this pass, page by page
@@ -117,7 +119,7 @@ def _hear(c, i, shape, rows, table, memory, arena, mine): # a row, a head of key
         for s in range(new, r + 1, TILE):              # and in this pass
             n, k = min(r + 1 - s, TILE), arena + 4*(c[SRC] + s*width + (H + g)*D)
             _take_in(q, _matrix(k, n, width), _matrix(k + 4*G*D, n, width), n, p, state, y)
-        for d in range(D): y[d] /= state[1]
+        for d in range(D): out[d] = y[d]/state[1]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000013
 @_loop
@@ -234,9 +236,9 @@ _vector = _matrix = _int8s = _added = _swapped = _looked = None
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000022
 @_loop
-def _embed(c, r, rows, arena): # x = table[id] (·scale) + positions[at]
+def _embed(c, r, rows, arena, mine): # x = table[id] (·scale) + positions[at]
     C, i = c[K_], rows[ID, r]
-    x = _vector(arena + 4*(c[DST] + r*C), C)
+    x, out = _vector(mine, C), _vector(arena + 4*(c[DST] + r*C), C)
     if c[SCALES]:
         whole, scale = _int8s(c[MATRIX] + i*C, 1, C), _vector(c[SCALES] + 4*i, 1)[0]
         for k in range(C): x[k] = np.float32(whole[0, k])*scale
@@ -246,6 +248,7 @@ def _embed(c, r, rows, arena): # x = table[id] (·scale) + positions[at]
     if c[BIAS]:
         place = _vector(c[BIAS] + 4*rows[AT, r]*C, C)
         for k in range(C): x[k] += place[k]
+    for k in range(C): out[k] = x[k]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000023
 @_loop
@@ -295,11 +298,12 @@ def _meet(c, r, shape, eps, turns, arena, mine): # queries and keys normed and t
     for h in range(H + 2*G):
         x, y = _vector(arena + 4*(c[SRC] + h*D) + start, D), _vector(arena + 4*(c[DST] + h*D) + start, D)
         weight = 0 if h >= H + G else c[NORM_W] if h < H else c[NORM_B]
-        for d in range(D): y[d] = x[d]
-        if weight: _normed(x, _vector(weight, D), _vector(0, 0), _RMS, eps, y)
+        for d in range(D): head[d] = x[d]
+        if weight: _normed(x, _vector(weight, D), _vector(0, 0), _RMS, eps, head)
         if h < H + G and c[BEND] == TURN:              # channel d makes a pair with d ± D/2
-            for d in range(D): head[d] = y[d]
             for d in range(D): y[d] = head[d]*turns[0, r, d] + head[(d + D//2)%D]*turns[1, r, d]
+        else:
+            for d in range(D): y[d] = head[d]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000027
 @_loop
@@ -329,7 +333,7 @@ def _do(c, i, R, x, q, scale, shape, eps, rows, table, memory, turns, arena, min
     if c[KIND] == LINEAR: _linear(c, i, R, x, q, scale, arena, mine)
     elif c[KIND] == HEAR: _hear(c, i, shape, rows, table, memory, arena, mine)
     elif c[KIND] == MEET: _meet(c, i, shape, eps, turns, arena, mine)
-    elif c[KIND] == EMBED: _embed(c, i, rows, arena)
+    elif c[KIND] == EMBED: _embed(c, i, rows, arena, mine)
     else: _norm(c, i, eps, arena, arena + 4*c[DST])
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000030
@@ -364,12 +368,12 @@ def _compile():
     globals().update(loops)
     nothing = np.zeros((0, len(COLUMNS)), np.int64), (1, 1,
                                                       1), 1., 1, *_NONE, 0, *[_counters(0).ctypes.data]*2, 1
-    for cache in (True, False) if os.path.exists(_work.py_func.__code__.co_filename) else (False,):
+    for kept in (True, False) if os.path.exists(_work.py_func.__code__.co_filename) else (False,):
         try:
-            globals()['_work'] = numba.njit(**how, cache=cache)(_work.py_func); _work(*nothing, 1, 0, 0,
+            globals()['_work'] = numba.njit(**how, cache=kept)(_work.py_func); _work(*nothing, 1, 0, 0,
                 False)
         except Exception as e:
-            if not cache: raise
+            if not kept: raise
             _say(f'compiled loops cannot be kept in {folder}: {" ".join(str(e).split())}')
         else: return
 
@@ -381,7 +385,7 @@ def _ready():
             wait = threading.Timer(1.5, _say, ['compiling loops for this processor, once'])
             wait.daemon = True; wait.start()
             try: _compile()
-            except ImportError: _state.why = "numba is not installed: pip install 'tinylm[native]'"
+            except ImportError: _state.why = "numba is not installed: pip install numba"
             except Exception as e: _state.why = f'numba cannot compile the loops ({type(e).__name__})'
             finally: wait.cancel()
             _state.tried = True
@@ -423,7 +427,7 @@ class _Plan:
     def done(self, D):
         self.table, self.desks, self.numbers = np.array(self.stages, np.int64), [], count(1)
         self.widest, step = (int(self.table[:, k].max()) for k in (K_, STEP))
-        self.mine = ROWS*(1 + self.widest) + max(2*ROWS*step, TILE + 2, D)
+        self.mine = ROWS*(1 + self.widest) + max(2*ROWS*step, TILE + 2 + D, self.widest)
         return self
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000042
@@ -610,7 +614,7 @@ class _Few(Pass):
     def hidden(self, model, idx):
         loops, parts = _loops_of(model), []
         if model is not self.model or _reason(model, loops): return self.p.hidden(model, idx)
-        cache = self.cache or KVCache.of(model, *idx.shape)
+        cache = self.cache
         if (places := _places(model.config, cache, idx)) is None: return self.p.hidden(model, idx)
         (*tokens, table, memory), n = places, idx.numel()
         for part in [slice(s, s + ROWS) for s in range(0, n, ROWS)]:
@@ -627,12 +631,13 @@ class _Native:
         return model.config.weights == 'int8' or cached and rows <= FEW
 
     def takes(self, model, idx, cache, begun):         # a pass through a cache keeps no gradients anyway
-        few = self.few(model, idx.numel(), cache is not None, cache is None)
-        return self._taken(model, cache, begun) if few else begun
+        fresh = cache is None
+        few = self.few(model, idx.numel(), not fresh, fresh)
+        return self._taken(model, KVCache.of(model, *idx.shape) if fresh else cache, begun) if few else begun
 
     @contextmanager
     def _taken(self, model, cache, begun):
-        kinds = (type(None), Fresh), (KVCache, Cached), (Batch, Paged)
+        kinds = (KVCache, Fresh), (KVCache, Cached), (Batch, Paged)
         with begun as p: yield _Few(p, model, cache) if (type(cache), type(p)) in kinds else p
 
     def logits(self, model, hidden):
