@@ -86,8 +86,8 @@ def _sigmoid(x): return np.float32(1)/(np.float32(1) + _power(-x))
 def _take_in(q, keys, values, n, p, state, out): # n more keys for a query: maximum, sum, output of lesson 07
     top, more = state[0], np.float32(0)
     for t in range(n):
-        score = np.float32(0)
-        for d in range(len(q)): score += q[d]*keys[t, d]
+        k, score = _vector(keys[t], len(q)), np.float32(0)
+        for d in range(len(q)): score += q[d]*k[d]
         p[t] = score/np.float32(sqrt(len(q)))
         if p[t] > top: top = p[t]
     for t in range(n): p[t] = _power(p[t] - top)
@@ -96,30 +96,36 @@ def _take_in(q, keys, values, n, p, state, out): # n more keys for a query: maxi
     state[0], state[1] = top, state[1]*old + more
     for d in range(len(q)): out[d] *= old
     for t in range(n):
-        for d in range(len(q)): out[d] += p[t]*values[t, d]
+        v = _vector(values[t], len(q))
+        for d in range(len(q)): out[d] += p[t]*v[d]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000026
 @_loop
 def _hear(c, i, shape, rows, table, memory, arena, mine): # a row, a head of keys, the queries that share it
     H, G, D = shape
     r, g, width, p, state = i//G, i%G, (H + 2*G)*D, _vector(mine, TILE), _vector(mine + 4*TILE, 2)
-    new, size = rows[NEW, r], memory[SIZE]
+    new, y = rows[NEW, r], _vector(mine + 4*(TILE + 2), D)
+    keys, values = np.empty(TILE, np.int64), np.empty(TILE, np.int64)
     for h in range(g*(H//G), (g + 1)*(H//G)):
         q = _vector(arena + 4*(c[SRC] + r*width + h*D), D)
-        y, out = _vector(mine + 4*(TILE + 2), D), _vector(arena + 4*(c[DST] + (r*H + h)*D), D)
-        state[0], state[1], at = np.float32(-1e30), np.float32(0), 0
+        out, state[0], state[1] = _vector(arena + 4*(c[DST] + (r*H + h)*D),
+                                          D), np.float32(-1e30), np.float32(0)
         for d in range(D): y[d] = 0
-        while at < rows[AT, new]:                      # what was read before this pass, page by page
-            n = min(rows[AT, new] - at, size - at%size, TILE)
-            place = table[rows[ROW, r], at//size]*memory[PAGE] + at%size*memory[PLACE] + g*memory[HEAD]
-            k = memory[MEMORY + c[AT_]] + 4*place
-            _take_in(q, _matrix(k, n, memory[PLACE]), _matrix(k + 4*memory[KV], n, memory[PLACE]), n, p,
-                     state, y)
-            at += n
-        for s in range(new, r + 1, TILE):              # and in this pass
-            n, k = min(r + 1 - s, TILE), arena + 4*(c[SRC] + s*width + (H + g)*D)
-            _take_in(q, _matrix(k, n, width), _matrix(k + 4*G*D, n, width), n, p, state, y)
+        for start in range(0, rows[AT, r] + 1, TILE):  # the same tiles, however the text was read
+            n = min(TILE, rows[AT, r] + 1 - start)
+            for t in range(n): keys[t], values[t] = _place(
+                c, start + t, rows[AT, new], new, rows[ROW, r], g, width, G*D, H*D, D, table, memory, arena)
+            _take_in(q, keys, values, n, p, state, y)
         for d in range(D): out[d] = y[d]/state[1]
+
+@_loop
+def _place(c, at, old, new, row, g, width, GD, HD, D, table, memory, arena): # where a key and its value stand
+    if at >= old:                                      # read in this pass
+        k = arena + 4*(c[SRC] + (new + at - old)*width + HD + g*D)
+        return k, k + 4*GD
+    page, size = table[row, at//memory[SIZE]], memory[SIZE]
+    k = memory[MEMORY + c[AT_]] + 4*(page*memory[PAGE] + at%size*memory[PLACE] + g*memory[HEAD])
+    return k, k + 4*memory[KV]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000013
 @_loop
