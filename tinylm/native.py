@@ -22,7 +22,7 @@ from torch.nn.modules import module as every
 
 from .attention import ATTENTION, CausalSelfAttention
 from .cache import Cached, KVCache
-from .core import data_dir
+from .core import check_writable, data_dir
 from .model import COMPILE, MLP, NATIVE, Block, Fresh, LanguageModel, Pass, TokenTable
 from .modern import QKNorm, Rotary, SwiGLU, scaling_of
 from .paged import Batch, Paged
@@ -364,24 +364,29 @@ _state = SimpleNamespace(tried=False, why='', lock=threading.RLock())
 
 def _say(words): print('tinylm:', words, file=sys.stderr, flush=True)
 
+def _folder(): # where compiled code is kept, or None
+    try: (folder := data_dir()/'numba').mkdir(parents=True, exist_ok=True); check_writable(folder/'probe')
+    except OSError as e: _say(f'compiled loops cannot be kept: {e}'); return None
+    return folder if os.path.exists(_work_code().co_filename) else None # a notebook's cell is no file
+
+def _work_code(): return getattr(_work, 'py_func', _work).__code__
+
 def _compile():
     "Put compiled functions in the place of the loops; what comes out is kept on disk."
     import numba
-    numba.config.CACHE_DIR = str(folder := data_dir()/'numba')
     how = dict(fastmath={'reassoc', 'contract', 'nsz', 'arcp'}, nogil=True, boundscheck=False,
                error_model='numpy')
+    if folder := _folder(): numba.config.CACHE_DIR = str(folder)
     loops = _primitives() | {f.__name__: numba.njit(**how)(getattr(f, 'py_func', f)) for f in _LOOPS}
     globals().update(loops)
-    nothing = np.zeros((0, len(COLUMNS)), np.int64), (1, 1,
-                                                      1), 1., 1, *_NONE, 0, *[_counters(0).ctypes.data]*2, 1
-    for kept in (True, False) if os.path.exists(_work.py_func.__code__.co_filename) else (False,):
-        try:
-            globals()['_work'] = numba.njit(**how, cache=kept)(_work.py_func); _work(*nothing, 1, 0, 0,
-                False)
-        except Exception as e:
+    nothing = np.zeros((0, len(COLUMNS)), np.int64), (1, 1, 1), 1., 1, *_NONE, 0
+    desk, work = _counters(0), _work.py_func
+    for kept in (True, False) if folder else (False,):
+        globals()['_work'] = numba.njit(**how, cache=kept)(work)
+        try: return _work(*nothing, *[desk.ctypes.data]*2, 1, 1, 0, 0, False)      # compiles
+        except Exception as e:                         # such as a damaged file
             if not kept: raise
-            _say(f'compiled loops cannot be kept in {folder}: {" ".join(str(e).split())}')
-        else: return
+            _say(f'compiled loops cannot be kept in {folder}: {type(e).__name__}')
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000032
 def _ready():
