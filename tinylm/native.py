@@ -562,7 +562,8 @@ def _looks(part): # all of a part that the loops take for granted
     tensors = {n: t is not None and (type(t), t.shape, t.dtype, t.is_contiguous())
                for n, t in (part._parameters | part._buffers).items()}
     return (type(part), tensors, getattr(part, 'eps', None), getattr(part, 'max_norm', None),
-            type(drop) is nn.Dropout or drop, [n for n in _NAMES if n in vars(part)], [*part._modules])
+            type(drop) is nn.Dropout or drop, [n for n in _NAMES if n in vars(part) and n != 'hidden'],
+            [*part._modules])
 
 def _unfit(model):
     "Why a model is not what the loops are written for; empty if it is."
