@@ -39,11 +39,11 @@ site-check: docs             # the rendered site as its readers see it, in a bro
 .venv/library: $(ABOUT)
 	@echo 'Setting up .venv (a minute or more; PyTorch is large).'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install -q -c constraints.txt -e .
+	@$(BIN)/pip install -q -c constraints.txt -e '.[native]'
 	@touch $@
 
 .venv/weights: .venv/library
-	@$(BIN)/pip install -q -c constraints.txt -e '.[weights]'
+	@$(BIN)/pip install -q -c constraints.txt -e '.[weights,native]'
 	@touch $@
 
 .venv/everything: $(ABOUT)

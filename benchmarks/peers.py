@@ -12,10 +12,13 @@ spread, and ratios to transformers' `generate` with its dynamic cache. Greedy to
 of transformers. Quote the ratios. The time to the first token is prefill, that of each later one is decode.
 ctranslate2 and llama.cpp bring thread pools of their own, which slow everything else in the process: each
 runs in a process of its own, and before each turn there is a pause, in which idle threads stop spinning.
+tinylm has three rows: PyTorch alone, compiled loops (lesson 14), and those with int8 weights, whose text may
+differ. benchmarks/busy.py asks what is left beside a busy neighbour.
 
 With --train, a training step (forward, backward, AdamW) is compared with that of transformers.
 """
 import argparse, json, multiprocessing, tempfile, time
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -23,7 +26,8 @@ from statistics import median
 import torch
 from torch.nn.functional import cross_entropy
 
-from tinylm import CharTokenizer, LanguageModel, check_count, family_of, load_model, to_gguf, to_hf
+from tinylm import (CharTokenizer, LanguageModel, check_count, family_of, load_model, native_reason, quantize_,
+    to_gguf, to_hf)
 from tinylm.bench import SIZES
 
 def to_transformers(model):
@@ -101,7 +105,12 @@ def timed(engine):
 
 def engines(model, args, folder):
     "Name -> function of (prompt, n) that returns the seconds and the whole text, greedily."
-    yield 'tinylm', timed(lambda idx, n: model.decode(idx, n, temperature=0))
+    def ours(m, compile): return timed(lambda idx, n: m.decode(idx, n, temperature=0, compile=compile))
+    yield 'tinylm eager', ours(model, False)
+    if why := native_reason(model): print(f'no compiled loops: {why}')
+    else:
+        yield 'tinylm native', ours(model, True)
+        yield 'tinylm native int8', ours(quantize_(deepcopy(model)), True)
     peer = to_transformers(model)
     plain = dict(do_sample=False, pad_token_id=0)
     def generate(idx, n, **more):

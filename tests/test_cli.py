@@ -259,7 +259,7 @@ def test_main_works_in_a_thread_and_leaves_the_process_as_it_was(capsys):
                                                      '9223372036854775807'),
     ('generate --checkpoint a --prompt b --top-p 1.5', 'top_p is 1.5'),
     ('generate --checkpoint a --prompt b --temperature nan', 'temperature is nan'),
-    ('bench --compile', 'unrecognized arguments: --compile'),
+    ('bench --compiled', 'unrecognized arguments: --compiled'),
     ('train --device gpu', "device is 'gpu': this machine has cpu"),
     ('train --device meta', "device is 'meta'"), ('train --n-kv-head 2', 'unrecognized arguments')])
 def test_one_line_for_bad_words(capsys, words, says):

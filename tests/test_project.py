@@ -123,7 +123,7 @@ def asks_for_a_cache(node):
 def test_only_begin_and_the_law_ask_whether_there_is_a_cache():
     who = {(m, f.name) for m, tree in sources().items() for f in ast.walk(tree)
            if isinstance(f, ast.FunctionDef) and any(map(asks_for_a_cache, ast.walk(f)))}
-    assert who == {('model', 'begin'), ('decoding', 'phase_gap'),
+    assert who == {('model', 'begin'), ('native', 'takes'), ('decoding', 'phase_gap'),
                    ('pretrained', '_adapt'), ('pretrained', 'prefill')}     # the law, for models of others
 
 def test_no_lesson_redefines_what_another_has_defined():
@@ -261,7 +261,8 @@ def test_the_constraints_hold_each_dependency_at_one_version(python):
     held = [r for r in (Requirement(l) for l in lines if l and l[0] != '#')
             if not r.marker or r.marker.evaluate(here)]
     pins = {r.name: r.specifier for r in held}
-    wanted = [Requirement(r) for kind in ('requirements', 'weights_requirements', 'dev_requirements')
+    wanted = [Requirement(r) for kind in ('requirements', 'weights_requirements', 'native_requirements',
+                                                'dev_requirements')
               for r in settings()[kind].split()]
     assert len(held) == len(pins) and {r.name for r in wanted} == pins.keys()
     for r in wanted:

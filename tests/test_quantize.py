@@ -153,7 +153,8 @@ def test_nan_stays_nan():
 def test_the_logits_are_those_of_the_numbers_behind(kind, T):
     model, small = pair(kind)
     x = tokens(2, T)
-    with torch.no_grad():
+    with torch.no_grad(), pytest.MonkeyPatch.context() as m:
+        m.setattr('tinylm.model.NATIVE', [])           # loops round the activations, too (lesson 14)
         assert close(small.prefill(x)[0], unrounded(small).prefill(x)[0], 1e-3)
         assert not torch.equal(small.prefill(x)[0], model.prefill(x)[0])
 

@@ -71,6 +71,10 @@ def _add_device(parser):
                         help='where to compute: cpu, cuda, mps …, or auto for the fastest there is '
                              '(%(default)s)')
 
+def _add_compile(parser):
+    parser.add_argument('--compile', action=argparse.BooleanOptionalAction, default=None,
+                        help='in compiled loops (lesson 14), or never; where possible when not given')
+
 def _given(args, fields_):
     return {f.name: v for f in fields_ if (v := getattr(args, f.name)) is not None}
 
@@ -217,12 +221,13 @@ def _add_tokens(commands):
 # %% ../nbs/cli.ipynb #8c15a933
 _MODEL = 'a model: what tinylm train wrote, a GGUF file, or a folder of Hugging Face'
 
-def _stream(model, prompt, max_tokens, sampling):
+def _stream(model, prompt, max_tokens, sampling, compile=None):
     if not prompt: raise ValueError('the prompt is empty: expected at least one character')
     if model.tokenizer is None:
         raise ValueError('the checkpoint holds no vocabulary, so it cannot read a prompt')
     ids, text = model.tokenizer.encode(prompt), TextStream(model.tokenizer)
-    tokens = model.stream(torch.tensor([ids], device=device_of(model)), max_tokens, sampling=sampling)
+    idx = torch.tensor([ids], device=device_of(model))
+    tokens = model.stream(idx, max_tokens, sampling=sampling, compile=compile)
     _write(text.push(ids))
     for token in tokens: _write(text.push(token[0]))
     _write(text.flush() + '\n')
@@ -230,7 +235,7 @@ def _stream(model, prompt, max_tokens, sampling):
 def _generate(args):
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     model = load_model(args.checkpoint).to(check_device(args.device))
-    _stream(model, args.prompt, args.max_tokens, sampling)
+    _stream(model, args.prompt, args.max_tokens, sampling, args.compile)
 
 # %% ../nbs/cli.ipynb #c11d0015
 def _add_dials(parser, temperature):
@@ -241,7 +246,7 @@ def _add_dials(parser, temperature):
     parser.add_argument('--top-p', type=float,
                    help='draw from the best tokens that together reach this probability')
     parser.add_argument('--seed', type=int, help='the same seed writes the same text')
-    _add_device(parser)
+    _add_device(parser); _add_compile(parser)
 
 def _add_generate(commands):
     g = commands.add_parser('generate', help='decode: let a model continue a prompt',
@@ -290,7 +295,8 @@ def _chat(args):
     if sys.stdin is None: raise ValueError('there is nobody to talk to: standard input is closed')
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     model = load_model(args.checkpoint).to(check_device(args.device))
-    talk = chat(model, system=args.system, sampling=sampling, max_new_tokens=args.max_tokens)
+    talk = chat(model, system=args.system, sampling=sampling, max_new_tokens=args.max_tokens,
+                compile=args.compile)
     warnings.simplefilter('ignore')                    # what is left out is said in a line of its own
     # what is no text is refused as a message, and the conversation goes on
     if hasattr(sys.stdin, 'reconfigure'): sys.stdin.reconfigure(errors='surrogateescape')
@@ -344,7 +350,7 @@ def _add_demo(commands):
 def _bench(args):
     path = args.checkpoint
     model = load_model(path) if path else LanguageModel(SIZES[args.size]).eval()
-    result = benchmark(model, args.prompt)
+    result = benchmark(model, args.prompt, compile=args.compile)
     if args.json: write_atomic(args.json, [json.dumps(result, indent=1).encode()])
     print(bench_table(result))
 
@@ -358,6 +364,7 @@ def _add_bench(commands):
     b.add_argument('--prompt', type=int, default=16,
                    help='tokens that are read before decoding (%(default)s)')
     b.add_argument('--json', metavar='FILE', help='write everything measured to this file')
+    _add_compile(b)
     b.set_defaults(run=_bench)
 
 # %% ../nbs/cli.ipynb #d0c0c002

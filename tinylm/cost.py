@@ -187,13 +187,14 @@ class Timeline:
 @contextmanager
 def _listening(model):
     "The positions of each pass of a model, and how many logits it was asked for each time."
-    block, passes, asked = model.blocks[0], [], []
-    logits, forward = model.logits, block.forward
+    passes, asked, logits, begin = [], [], model.logits, model.begin
     def ask(hidden): asked.append(hidden[..., 0].numel()); return logits(hidden)
-    def note(x, p, *more): passes.append(p.positions); return forward(x, p, *more)
-    def leave(): vars(model).pop('logits', None); vars(block).pop('forward', None)
+    @contextmanager
+    def listen(*args):
+        with begin(*args) as p: passes.append(p.positions); yield p
+    def leave(): vars(model).pop('logits', None); vars(model).pop('begin', None)
     try:
-        try: model.logits, block.forward = ask, note; yield passes, asked
+        try: model.logits, model.begin = ask, listen; yield passes, asked
         finally: leave()
     finally: leave()                                   # once more, in case that Ctrl-C came in between
 
