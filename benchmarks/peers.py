@@ -26,8 +26,8 @@ from statistics import median
 import torch
 from torch.nn.functional import cross_entropy
 
-from tinylm import (CharTokenizer, LanguageModel, check_count, family_of, load_model, native_reason, quantize_,
-    to_gguf, to_hf)
+from tinylm import (CharTokenizer, LanguageModel, check_count, family_of, load_model, native_reason,
+    quantize_, to_gguf, to_hf)
 from tinylm.bench import SIZES
 
 def to_transformers(model):

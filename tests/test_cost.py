@@ -303,8 +303,8 @@ def test_the_benchmark_asks_for_what_it_shows_and_shows_what_it_got(monkeypatch)
     monkeypatch.setattr(bench, 'best_time', lambda work, repeats: .5)
     monkeypatch.setattr(Machine, 'measure', lambda: Machine(2e9, 3e9, 4e-6))
     r = benchmark(small_model(block_size=48), prompt=9, new_tokens=99, batches=(3, 8))
-    both = [(9, 39, 1, dict(use_cache=cached)) for cached in (False, True)]
-    assert asked == both + [(9, 16, 3, {}), (9, 16, 8, {})]
+    both = [(9, 39, 1, dict(use_cache=cached, compile=None)) for cached in (False, True)]
+    assert asked == both + [(9, 16, n, dict(compile=None)) for n in (3, 8)]
     table = bench_table(r)
     for word in ('2 GFLOP/s, 3 GB/s, 4.0 µs a call', 'prefill of 48 tokens: 96 tokens a second',
                  '3: 1,200   8: 3,200', 'would take 80% of'): assert word in table
