@@ -28,17 +28,18 @@ from .quantize import *
 from .bench import *
 from .widgets import *
 from .doctor import *
+from .endpoint import *
 
 # %% ../nbs/index.ipynb #b25b4e81
 from . import attention, bench, cache, core, cost, data, decoding, doctor, model, modern, old, paged
 from . import conversation, pretrained, quantize, serving, speculative, subwords, tiled, training
-from . import widgets
+from . import endpoint, widgets
 
 # %% ../nbs/index.ipynb #cdc56615
 __all__ = [*core.__all__, *data.__all__, *attention.__all__, *model.__all__, *training.__all__,
     *decoding.__all__, *cache.__all__, *cost.__all__, *tiled.__all__, *speculative.__all__, *paged.__all__,
     *serving.__all__, *modern.__all__, *subwords.__all__, *conversation.__all__, *pretrained.__all__,
-    *quantize.__all__, *bench.__all__, *widgets.__all__, *doctor.__all__]
+    *quantize.__all__, *bench.__all__, *widgets.__all__, *doctor.__all__, *endpoint.__all__]
 
 # %% ../nbs/index.ipynb #da110001
 __getattr__ = old.old_name # names of version 0.1
