@@ -314,8 +314,8 @@ def test_a_body_that_does_not_come_or_does_not_end():
         half = connect(url); half.sendall(http(b'{"mod', length=100)); half.shutdown(socket.SHUT_WR)
         half.recv(1000)
 
-def stream_body(n=60, **more):
-    return json.dumps(dict(model='m', prompt='ab', max_tokens=n, stream=True, **more)).encode()
+def stream_body(most=60, **more):
+    return json.dumps(dict(model='m', prompt='ab', max_tokens=most, stream=True, **more)).encode()
 
 class Gate:
     "Lets an engine make a step only when asked, and notes who took part."
@@ -360,17 +360,19 @@ def test_a_slow_reader_stops_nobody_and_is_left_in_the_end():
         wait_until(lambda: e.host.choices)
         assert client.completions.create(model='m', prompt='a', max_tokens=30).usage.completion_tokens == 30
         wait_until(lambda: not e.host.choices, 60)
+        assert e.meters.reasons['abort'] > 0
         lazy.close()
 
 def test_too_many_at_once_are_told_to_come_again():
     with served(limit=3) as (e, url, _):
         gate, s = Gate(e), connect(url)
         s.sendall(http(stream_body(n=2)))
-        wait_until(lambda: len(e.host.choices) == 1)
-        assert ask(url, dict(prompt='a', n=3)).status_code == 503
+        wait_until(lambda: e.host.choices)
+        assert ask(url, dict(prompt='a', n=2)).status_code == 503 and e.writing == 2
         s.close()
         for _ in range(9): gate.go.release()
         idle(e)
+        assert e.writing == 0
 
 def test_a_step_that_fails_ends_the_texts_with_an_error_and_the_next_are_written():
     with served() as (e, url, client):

@@ -532,7 +532,7 @@ class Endpoint:
         self.ends = tuple(getattr(self.tokenizer, 'end', ()))
         self.key = None if key is None else sha256(key.encode()).digest()
         self.longest, self.made = model.config.block_size, int(time.time())
-        self.host, self.meters = None, Meters()
+        self.host, self.meters, self.writing = None, Meters(), 0
 
     def room(self,
         ids:list, # a prompt
@@ -589,11 +589,8 @@ async def answer(self:Endpoint,
     if (n := ask.get('top_logprobs')) and not ask['logprobs']:
         raise Refusal(400, f'top_logprobs is {n}: expected logprobs to be true', 'top_logprobs')
     prompts = await asyncio.to_thread(kind.prompts, self.tokenizer, ask)
-    try: answer = Answer(self, kind, ask, prompts)
+    try: return Answer(self, kind, ask, prompts)
     except ValueError as e: raise Refusal(400, str(e)) from None
-    if len(self.host.choices) + self.host.inbox.qsize() + len(answer.choices) > self.limit:
-        raise Refusal(503, 'too many texts are being written: try again later', None, 'overloaded')
-    return answer
 
 # %% ../nbs/serve.ipynb #5e000064
 async def _while_there(receive, work):
@@ -623,13 +620,19 @@ def sender(self:Endpoint,
                 with fail_after(self.piece_seconds):
                     await send({'type': 'http.response.body', 'body': event, 'more_body': True})
         await send({'type': 'http.response.body', 'body': b''})
+    async def whole(scope, receive, send):
+        try: response = JSONResponse(await answer.whole())
+        except Refusal as e: response = JSONResponse(e.body, e.status)
+        await response(scope, receive, send)
     async def app(scope, receive, send):
-        async def whole():
-            try: response = JSONResponse(await answer.whole())
-            except Refusal as e: response = JSONResponse(e.body, e.status)
-            await response(scope, receive, send)
-        with suppress(TimeoutError):
-            await _while_there(receive, stream(send) if answer.ask['stream'] else whole())
+        if self.writing + len(answer.choices) > self.limit:
+            e = Refusal(503, 'too many texts are being written: try again later', None, 'overloaded')
+            return await JSONResponse(e.body, e.status)(scope, receive, send)
+        self.writing += len(answer.choices)
+        work = stream(send) if answer.ask['stream'] else whole(scope, receive, send)
+        try:
+            with suppress(TimeoutError): await _while_there(receive, work)
+        finally: self.writing -= len(answer.choices)
     return app
 
 # %% ../nbs/serve.ipynb #5e000065
