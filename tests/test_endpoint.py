@@ -1,5 +1,5 @@
-"Real clients over real sockets: what arrives is what `decode` writes alone, and whoever misbehaves disturbs nobody."
-import asyncio, json, math, random, re, shutil, signal, socket, subprocess, time
+"Real clients over real sockets get what `decode` writes alone, and whoever misbehaves disturbs nobody."
+import asyncio, json, random, re, shutil, signal, socket, subprocess, threading, time
 from contextlib import contextmanager
 
 import pytest
@@ -12,8 +12,8 @@ import httpx
 import openai
 from helpers import CHATML, quick, run, seeded, small_model, start_python
 from test_serving import check_empty
-from tinylm import CharTokenizer, chat_ids, train_subwords
-from tinylm.endpoint import Choice, Endpoint, StopText
+from tinylm import CharTokenizer, Sampling, chat_ids, train_subwords
+from tinylm.endpoint import Endpoint, StopText
 
 LETTERS = CharTokenizer('abcdefghijk')
 MODEL = small_model(tokenizer=LETTERS, block_size=64).eval()
@@ -21,7 +21,8 @@ TALK = train_subwords('hello there, how are you today? '*20, 290, ['<|im_end|>',
                       chat_template=CHATML)
 CHAT = small_model(tokenizer=TALK, vocab_size=TALK.vocab_size, block_size=256).eval()
 
-def clients(url, key='none', kind=openai.OpenAI): return kind(base_url=f'{url}/v1', api_key=key, max_retries=0)
+def clients(url, key='none', kind=openai.OpenAI):
+    return kind(base_url=f'{url}/v1', api_key=key, max_retries=0)
 
 @contextmanager
 def served(model=MODEL, **how):
@@ -76,7 +77,8 @@ def test_an_asynchronous_client_gets_the_same(letters):
     async def go():
         client = clients(letters[1], kind=openai.AsyncOpenAI)
         async def one(seed):
-            s = await client.completions.create(model='m', prompt='abc', max_tokens=12, seed=seed, stream=True)
+            s = await client.completions.create(model='m', prompt='abc', max_tokens=12, seed=seed,
+                                                stream=True)
             return ''.join([c.choices[0].text async for c in s])
         return await asyncio.gather(*map(one, range(24)))
     ids = LETTERS.encode('abc')
@@ -85,7 +87,8 @@ def test_an_asynchronous_client_gets_the_same(letters):
 @pytest.mark.parametrize('seed', range(5))
 def test_a_chat_is_what_decode_writes_after_the_template(talk, seed):
     _, _, client = talk
-    messages = [{'role': 'system', 'content': 'hello'}, {'role': 'user', 'content': 'how are you <|im_end|>?'}]
+    messages = [{'role': 'system', 'content': 'hello'},
+                {'role': 'user', 'content': 'how are you <|im_end|>?'}]
     want = text(CHAT, alone(CHAT, chat_ids(TALK, messages), 30, seed))
     given = dict(model='m', messages=messages, seed=seed, max_completion_tokens=30)
     whole = client.chat.completions.create(**given)
@@ -95,12 +98,16 @@ def test_a_chat_is_what_decode_writes_after_the_template(talk, seed):
 
 def test_an_end_token_ends_the_text_and_is_no_part_of_it(talk):
     "Weights under which the end token always wins."
-    model = small_model(tokenizer=TALK, vocab_size=TALK.vocab_size, block_size=256, tie_embeddings=False).eval()
+    model = small_model(tokenizer=TALK, vocab_size=TALK.vocab_size, block_size=256,
+                        tie_embeddings=False).eval()
     end = next(iter(TALK.end))
-    model.logits = lambda h: torch.nn.functional.one_hot(torch.full(h.shape[:-1], end), TALK.vocab_size).float()*9
+    model.logits = lambda h: torch.nn.functional.one_hot(torch.full(h.shape[:-1], end),
+                                                         TALK.vocab_size).float()*9
     with served(model) as (_, _, client):
-        r = client.chat.completions.create(model='m', messages=[{'role': 'user', 'content': 'hi'}], temperature=0)
-    assert (r.choices[0].message.content, r.choices[0].finish_reason, r.usage.completion_tokens) == ('', 'stop', 1)
+        r = client.chat.completions.create(model='m', messages=[{'role': 'user', 'content': 'hi'}],
+                                           temperature=0)
+    assert (r.choices[0].message.content, r.choices[0].finish_reason, r.usage.completion_tokens) == ('',
+        'stop', 1)
 
 def test_several_choices_and_prompts_have_seeds_of_their_own(letters):
     _, _, client = letters
@@ -108,7 +115,8 @@ def test_several_choices_and_prompts_have_seeds_of_their_own(letters):
     want = [text(MODEL, alone(MODEL, LETTERS.encode(p), 9, 5 + i)) for p in ('abc', 'cba') for i in range(3)]
     assert [c.text for c in r.choices] == want and [c.index for c in r.choices] == list(range(6))
     assert r.usage.prompt_tokens == 6 and r.usage.completion_tokens == 54
-    parts = client.completions.create(model='m', prompt=[[0, 1, 2], [2, 1, 0]], n=3, seed=5, max_tokens=9, stream=True)
+    parts = client.completions.create(model='m', prompt=[[0, 1, 2], [2, 1, 0]], n=3, seed=5, max_tokens=9,
+                                      stream=True)
     texts = ['']*6
     for c in parts: texts[c.choices[0].index] += c.choices[0].text
     assert texts == want
@@ -131,9 +139,11 @@ def test_logprobs_are_those_of_a_prefill_of_the_whole_text(letters, talk, stream
     assert own == pytest.approx(p.gather(1, torch.tensor(ids[5:])[:, None])[:, 0].tolist(), abs=1e-4)
     assert places == list(range(7))
     for row, token, found in zip(p, tokens, best):
-        top = {LETTERS.chars[i]: row[i].item() for i in [*row.topk(3).indices.tolist(), LETTERS.chars.index(token)]}
+        top = {LETTERS.chars[i]: row[i].item()
+               for i in [*row.topk(3).indices.tolist(), LETTERS.chars.index(token)]}
         assert found == pytest.approx(top, abs=1e-4)
-    given = dict(model='m', messages=[{'role': 'user', 'content': 'hi'}], max_tokens=5, logprobs=True, top_logprobs=2,
+    given = dict(model='m', messages=[{'role': 'user', 'content': 'hi'}], max_tokens=5, logprobs=True,
+                 top_logprobs=2,
                  seed=1, stream=stream)
     r = talk[2].chat.completions.create(**given)
     notes = [n for c in r if c.choices[0].logprobs for n in c.choices[0].logprobs.content] if stream \
@@ -141,7 +151,8 @@ def test_logprobs_are_those_of_a_prefill_of_the_whole_text(letters, talk, stream
     start = chat_ids(TALK, given['messages'])
     new = alone(CHAT, start, 5, 1)
     p = logs(CHAT, start + new)[len(start)-1:-1]
-    assert [n.logprob for n in notes][:len(new)] == pytest.approx([row[i].item() for row, i in zip(p, new)], abs=1e-4)
+    assert [n.logprob for n in notes][:len(new)] == pytest.approx([row[i].item() for row, i in zip(p, new)],
+        abs=1e-4)
     assert [n.token for n in notes][:len(new)] == [TALK.decode([i]) for i in new]
     assert [len(n.top_logprobs) for n in notes] == [2]*len(notes)
 
@@ -175,7 +186,8 @@ def test_a_character_of_many_tokens_comes_whole(words, step, cut):
     ids = TALK.encode(words)
     heard, new = StopText(TALK, ids[:cut], []), ids[cut:]
     out = [heard.push(new[i:i+step]) for i in range(0, len(new), step)] + [heard.push([], last=True)]
-    assert ''.join(out) == TALK.decode(ids)[len(TALK.decode(ids[:cut])):] or '\ufffd' in TALK.decode(ids[:cut])
+    before = TALK.decode(ids[:cut])
+    assert ''.join(out) == TALK.decode(ids)[len(before):] or '\ufffd' in before
 
 def test_usage_says_what_was_found_in_the_pages(letters):
     _, _, client = letters
@@ -185,7 +197,8 @@ def test_usage_says_what_was_found_in_the_pages(letters):
     assert ask().prompt_tokens_details.cached_tokens == 32
     *_, last = client.completions.create(model='m', prompt=prompt, max_tokens=2, stream=True,
                                          stream_options={'include_usage': True})
-    assert last.choices == [] and last.usage.total_tokens == 35 and last.usage.prompt_tokens_details.cached_tokens == 32
+    assert last.choices == [] and last.usage.total_tokens == 35
+    assert last.usage.prompt_tokens_details.cached_tokens == 32
 
 # --- what can be asked
 
@@ -205,17 +218,24 @@ def test_metrics_are_read_by_prometheus_and_count_what_happened():
     with served() as (e, url, client):
         for i in range(3): client.completions.create(model='m', prompt='abcdefghij'*3, max_tokens=4 + i)
         idle(e)
-        found = {s.name: s.value for f in parser.text_string_to_metric_families(httpx.get(f'{url}/metrics').text)
-                 for s in f.samples if 'le' not in s.labels and s.labels.get('finished_reason', 'length') == 'length'
+        families = parser.text_string_to_metric_families(httpx.get(f'{url}/metrics').text)
+        found = {s.name: s.value for f in families
+                 for s in f.samples if 'le' not in s.labels
+                 and s.labels.get('finished_reason', 'length') == 'length'
                  and s.labels['model_name'] == 'm'}
-    assert {k: found['vllm:' + k] for k in ('prompt_tokens_total', 'generation_tokens_total', 'request_success_total',
+    assert {k: found['vllm:' + k] for k in ('prompt_tokens_total', 'generation_tokens_total',
+                                            'request_success_total',
             'prefix_cache_hits_total', 'num_requests_running', 'kv_cache_usage_perc')} == dict(
-                prompt_tokens_total=90, generation_tokens_total=15, request_success_total=3, prefix_cache_hits_total=32,
+                prompt_tokens_total=90, generation_tokens_total=15, request_success_total=3,
+                prefix_cache_hits_total=32,
                 num_requests_running=0, kv_cache_usage_perc=0)
-    assert found['vllm:time_to_first_token_seconds_count'] == 3 == found['vllm:e2e_request_latency_seconds_count']
-    assert found['vllm:inter_token_latency_seconds_count'] == 12 and found['tinylm:pages'] == len(e.engine.cache.refs)
+    assert found['vllm:time_to_first_token_seconds_count'] == 3
+    assert found['vllm:e2e_request_latency_seconds_count'] == 3
+    assert found['vllm:inter_token_latency_seconds_count'] == 12
+    assert found['tinylm:pages'] == len(e.engine.cache.refs)
 
-@pytest.mark.parametrize('header', [None, 'Bearer wrong', 'Bearer', 'Basic secret', 'secret', 'Bearer sécret'])
+@pytest.mark.parametrize('header',
+                         [None, 'Bearer wrong', 'Bearer', 'Basic secret', 'secret', 'Bearer sécret'])
 def test_without_the_key_nobody_gets_anything_of_the_model(header):
     with served(key='secret') as (_, url, _):
         headers = {'Authorization': header.encode('latin-1')} if header else {}
@@ -223,23 +243,30 @@ def test_without_the_key_nobody_gets_anything_of_the_model(header):
             r = httpx.request('GET' if path == 'models' else 'POST', f'{url}/v1/{path}', headers=headers)
             assert r.status_code == 401 and r.json()['error']['code'] == 'invalid_api_key'
         with pytest.raises(openai.AuthenticationError): clients(url).models.list()
-        assert len(list(clients(url, 'secret').models.list())) == 1 and httpx.get(f'{url}/health').status_code == 200
+        assert len(list(clients(url,
+            'secret').models.list())) == 1 and httpx.get(f'{url}/health').status_code == 200
 
-BAD = [(dict(prompt=p), 'prompt', 400) for p in (None, 3, {}, [], '', 'xyz', [99], [-1], [True], [[1], 'a', 3], ['a']*129,
+BAD = [(dict(prompt=p), 'prompt', 400) for p in (None, 3, {}, [], '', 'xyz', [99], [-1], [True],
+                                                 [[1], 'a', 3], ['a']*129,
                                                   'a'*64, [10**30])]
 BAD += [(dict(prompt='a', **{k: v}), k, 400) for k, v in [
-    ('max_tokens', 0), ('max_tokens', 10**9), ('max_tokens', '5'), ('max_tokens', 1.5), ('n', 0), ('n', 129), ('n', True),
-    ('temperature', 'hot'), ('temperature', -1), ('temperature', 1e999), ('top_p', 0), ('top_p', 2), ('seed', -1),
+    ('max_tokens', 0), ('max_tokens', 10**9), ('max_tokens', '5'), ('max_tokens', 1.5), ('n', 0), ('n', 129),
+    ('n', True),
+    ('temperature', 'hot'), ('temperature', -1), ('temperature', 1e999), ('top_p', 0), ('top_p', 2),
+    ('seed', -1),
     ('seed', 2**64), ('stop', ['']), ('stop', 3), ('stop', ['a']*17), ('stream', 'yes'), ('logprobs', 21),
-    ('frequency_penalty', 1), ('echo', True), ('suffix', 'x'), ('best_of', 3), ('max_tokenz', 3), ('x'*10**4, 1),
+    ('frequency_penalty', 1), ('echo', True), ('suffix', 'x'), ('best_of', 3), ('max_tokenz', 3),
+    ('x'*10**4, 1),
     ('stream_options', 5), ('logit_bias', {'3': 1}), ('user', 7)]]
 
 @pytest.mark.parametrize('body,param,status', BAD, ids=lambda v: str(v)[:40])
 def test_a_bad_field_is_named(letters, body, param, status):
     e, url, _ = letters
-    r = ask(url, {}, content=json.dumps({'model': 'm', **body}), headers={'content-type': 'application/json'}, json=None)
+    r = ask(url, {}, content=json.dumps({'model': 'm', **body}), headers={'content-type': 'application/json'},
+            json=None)
     about = r.json()['error']
-    assert r.status_code == status and about['type'] == 'invalid_request_error' and '\n' not in about['message']
+    assert r.status_code == status and about['type'] == 'invalid_request_error'
+    assert '\n' not in about['message']
     assert len(about['message']) < 400 and len(r.content) < 1000
     if param in about['message']: assert about['param'] in (param, None)
     check_empty(e.engine)
@@ -247,17 +274,22 @@ def test_a_bad_field_is_named(letters, body, param, status):
 def test_other_bad_requests(letters, talk):
     _, url, _ = letters
     json_ = {'content-type': 'application/json'}
-    post = lambda content, headers=json_, path='completions': httpx.post(f'{url}/v1/{path}', content=content, headers=headers)
+    post = lambda content, headers=json_, path='completions': httpx.post(f'{url}/v1/{path}', content=content,
+        headers=headers)
     deep = b'[' * 50_000
-    for r, status in [(post(b'{'), 400), (post(b'\xff'), 400), (post(deep), 400), (post(b'[]'), 400), (post(b''), 400),
-                      (post(b'{"model":"m","prompt":"\\ud800"}'), 400), (post(b'{}', {'content-type': 'text/plain'}), 415),
+    for r, status in [(post(b'{'), 400), (post(b'\xff'), 400), (post(deep), 400), (post(b'[]'), 400),
+                      (post(b''), 400),
+                      (post(b'{"model":"m","prompt":"\\ud800"}'), 400),
+                      (post(b'{}', {'content-type': 'text/plain'}), 415),
                       (post(b'{"model":"gpt-4","prompt":"a"}'), 404), (post(b'{"prompt":"a"}'), 404),
                       (post(b'{"n":' + b'9'*10_000 + b'}'), 400), (post(b' '*200_000), 413),
                       (post(b'{"model":"m","messages":[]}', path='chat/completions'), 400),
                       (httpx.get(f'{url}/v1/completions'), 405), (httpx.get(f'{url}/v1/none'), 404)]:
-        assert r.status_code == status and set(r.json()['error']) == {'message', 'type', 'param', 'code'}, r.text
+        assert r.status_code == status and set(r.json()['error']) == {'message', 'type', 'param',
+            'code'}, r.text
     for messages in (None, [], 'hi', [3], [{'role': 'user'}], [{'role': 'user', 'content': 3}],
-                     [{'role': 'user', 'content': [{'type': 'image_url'}]}], [{'role': 'user', 'content': 'hi '*300}],
+                     [{'role': 'user', 'content': [{'type': 'image_url'}]}],
+                     [{'role': 'user', 'content': 'hi '*300}],
                      [{'role': 'user', 'content': 'hi', 'tool_calls': []}]):
         r = ask(talk[1], {'messages': messages}, 'chat/completions')
         assert r.status_code == 400 and r.json()['error']['param'] == 'messages', r.text
@@ -272,7 +304,8 @@ def test_a_chat_needs_a_template_and_text_may_come_in_parts(letters, talk):
 def test_nothing_from_a_request_is_logged(capfd, caplog):
     with served() as (e, url, _):
         for body in (b'{"SECRET', b'{"model":"SECRET"}', b'{"SECRET":1}', b'{"model":"m","prompt":"SECRET"}'):
-            httpx.post(f'{url}/v1/completions?SECRET', content=body, headers={'content-type': 'application/json',
+            httpx.post(f'{url}/v1/completions?SECRET', content=body,
+                       headers={'content-type': 'application/json',
                                                                                'x-y': 'SECRET\x1b'})
         talk_raw(url, b'SECRET\r\n\r\n')
         e.engine.add = lambda r: 1/0
@@ -286,12 +319,11 @@ def connect(url): return socket.create_connection(url.removeprefix('http://').sp
 
 def talk_raw(url, data):
     with connect(url) as s:
-        with pytest.MonkeyPatch.context():
-            try:
-                for i in range(0, len(data), 65536): s.sendall(data[i:i+65536])
-            except OSError: pass
-            answer = b''
-            while part := s.recv(65536): answer += part
+        try:
+            for i in range(0, len(data), 65536): s.sendall(data[i:i+65536])
+        except OSError: pass
+        answer = b''
+        while part := s.recv(65536): answer += part
     return answer
 
 def http(body, more=b'', length=None):
@@ -300,10 +332,12 @@ def http(body, more=b'', length=None):
 
 def test_headers_without_end_and_what_is_not_http(letters):
     e, url, client = letters
-    for data, status in ((b'GET / HTTP/1.1\r\n' + b'x: ' + b'a'*10_000_000, b'431'), (b'nonsense\r\n\r\n', b'400'),
+    for data, status in ((b'GET / HTTP/1.1\r\n' + b'x: ' + b'a'*10_000_000, b'431'),
+                         (b'nonsense\r\n\r\n', b'400'),
                          (http(b'{}', b'x-a: ' + b'b'*200_000 + b'\r\n'), b'431')):
         head, _, body = talk_raw(url, data).partition(b'\r\n\r\n')
-        assert head.startswith(b'HTTP/1.1 ' + status) and json.loads(body)['error']['type'] == 'invalid_request_error'
+        assert head.startswith(b'HTTP/1.1 '
+                               + status) and json.loads(body)['error']['type'] == 'invalid_request_error'
         assert client.completions.create(model='m', prompt='a', max_tokens=3).usage.completion_tokens == 3
 
 def test_a_body_that_does_not_come_or_does_not_end():
@@ -320,7 +354,6 @@ def stream_body(most=60, **more):
 class Gate:
     "Lets an engine make a step only when asked, and notes who took part."
     def __init__(self, e):
-        import threading
         self.go, self.ran, step, engine = threading.Semaphore(0), [], e.engine.step, e.engine
         def slow():
             self.go.acquire(); out = step()
@@ -353,7 +386,8 @@ def test_a_client_that_goes_away_frees_its_pages_within_one_step(how, stream):
 
 def test_a_slow_reader_stops_nobody_and_is_left_in_the_end():
     "It asks for much, and reads nothing."
-    with served(small_model(tokenizer=LETTERS, block_size=2048).eval(), piece_seconds=.5, slots=4) as (e, url, client):
+    with served(small_model(tokenizer=LETTERS, block_size=2048).eval(), piece_seconds=.5, slots=4) as (e, url,
+        client):
         lazy = socket.socket(); lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         lazy.connect((lambda h, p: (h, int(p)))(*url.removeprefix('http://').split(':')))
         lazy.sendall(http(stream_body(2000, n=3, logprobs=20)))
@@ -411,7 +445,6 @@ def test_two_hundred_streams_with_clients_that_leave_at_any_moment():
     assert done + left == 200 and done > 80 and left > 40 and parted <= 2
 
 async def crowd(model, url, n):
-    from tinylm import Sampling
     rng, limits = random.Random(0), httpx.Limits(max_connections=None)
     http_client = httpx.AsyncClient(limits=limits, timeout=240)
     client = openai.AsyncOpenAI(base_url=f'{url}/v1', api_key='x', max_retries=0, http_client=http_client)
@@ -422,7 +455,8 @@ async def crowd(model, url, n):
         dials = rng.choice([dict(temperature=0.), dict(temperature=1.), dict(temperature=.8, top_p=.9)])
         leaves = rng.randrange(n) if rng.random() < .4 else None
         await asyncio.sleep(rng.random()*2)
-        stream = await client.completions.create(model='m', prompt=prompt, max_tokens=n, seed=seed, stream=True, **dials)
+        stream = await client.completions.create(model='m', prompt=prompt, max_tokens=n, seed=seed,
+                                                 stream=True, **dials)
         got = ''
         async for chunk in stream:
             got += chunk.choices[0].text
@@ -442,7 +476,8 @@ async def crowd(model, url, n):
 
 @contextmanager
 def command(*words):
-    p = start_python('-m', 'tinylm', 'serve', '--port', '0', *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    p = start_python('-m', 'tinylm', 'serve', '--port', '0', *words, stdout=subprocess.PIPE,
+                     stderr=subprocess.PIPE,
                      text=True)
     try:
         yield p, re.search(r'http://\S+?:\d+', p.stdout.readline())[0]
@@ -469,7 +504,8 @@ def test_a_signal_lets_streams_end_and_then_ends(checkpoint, sign):
 @pytest.mark.slow
 def test_a_stream_that_takes_longer_than_the_limit_is_cut(checkpoint):
     with command('--checkpoint', checkpoint, '--grace', '1') as (p, url):
-        streams = [clients(url).completions.create(model='abc', prompt='a', max_tokens=4000, n=16, stream=True)]
+        streams = [clients(url).completions.create(model='abc', prompt='a', max_tokens=4000, n=16,
+                                                   stream=True)]
         next(streams[0])
         start = time.time()
         p.send_signal(signal.SIGTERM)
