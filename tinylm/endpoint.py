@@ -450,7 +450,7 @@ async def pieces(self:_Answer): # yields (choice, text, notes): one for each tok
         for choice in self.choices: self.endpoint.host.leave(choice)
 
 @patch
-def part(self:_Answer, choice, text, notes, stream, first=False):
+def _part(self:_Answer, choice, text, notes, stream, first=False):
     scores = None
     if choice.wanted is not None and (notes or not stream):
         start = self.offsets.get(choice.index, 0)
@@ -474,7 +474,7 @@ async def whole(self:_Answer)->dict: # the body of the answer
     texts, notes = [''] * len(self.choices), [[] for _ in self.choices]
     async with aclosing(self.pieces()) as pieces:
         async for choice, text, new in pieces: texts[choice.index] += text; notes[choice.index] += new
-    parts = [self.part(c, texts[c.index], notes[c.index], False) for c in self.choices]
+    parts = [self._part(c, texts[c.index], notes[c.index], False) for c in self.choices]
     return {**self.about, 'object': self.kind.whole, 'choices': parts, 'usage': self.usage()}
 
 @patch
@@ -486,7 +486,7 @@ async def events(self:_Answer): # yields bytes
     async with aclosing(self.pieces()) as pieces:
         try:
             async for choice, text, notes in pieces:
-                yield chunk([self.part(choice, text, notes, True, choice.index not in seen)], **more)
+                yield chunk([self._part(choice, text, notes, True, choice.index not in seen)], **more)
                 seen.add(choice.index)
             if more: yield chunk([], usage=self.usage())
         except _Refusal as e: yield event(e.body)
@@ -513,14 +513,14 @@ class Endpoint:
         self.body_seconds, self.piece_seconds = body_seconds, piece_seconds
         self.ends = tuple(getattr(self.tokenizer, 'end', ()))
         self.key = None if key is None else sha256(key.encode()).digest()
-        self.longest, self.made = model.config.block_size, int(time.time())
+        self.longest, self.made = max(model.config.block_size, 4096), int(time.time())
         self.host, self.meters, self.writing = None, Meters(), 0
 
     def _room(self, ids, ask):
         "How many tokens may be written; a `_Refusal` if the model cannot hold them."
-        chat, left = 'messages' in ask, self.longest - len(ids)
-        n = ask.get('max_completion_tokens') or ask['max_tokens'] or (max(left, 1) if chat else 16)
-        if n <= left: return n
+        chat, left = 'messages' in ask, self.engine.scheduler.window - len(ids)
+        n = ask.get('max_completion_tokens') or ask['max_tokens'] or (max(left, 16) if chat else 16)
+        if len(ids) + n <= self.longest: return n
         raise _Refusal(400, f'{len(ids)} tokens of the prompt and {n} of the answer: expected at most '
                             f'{self.longest} together', 'messages' if chat else 'prompt',
                        'context_length_exceeded')
