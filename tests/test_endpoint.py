@@ -436,11 +436,11 @@ def explained(model, ids, a, b, dials, seed):
 
 @pytest.mark.slow
 def test_two_hundred_streams_with_clients_that_leave_at_any_moment():
-    model = small_model(tokenizer=LETTERS, block_size=128).eval()
+    model = small_model(tokenizer=LETTERS, block_size=128, n_layer=6, n_embd=64).eval()
     with served(model, slots=16, n_pages=48, size=8) as (e, url, _):
         done, left, parted = asyncio.run(crowd(model, url, 200))
         idle(e)
-        assert e.meters.counts['vllm:num_preemptions_total'] > 0 and e.meters.reasons['abort'] > 20
+        assert e.meters.counts['vllm:num_preemptions_total'] > 0 and e.meters.reasons['abort'] > 5
     print(f'{done} texts finished, {left} clients left, {parted} texts differ by rounding')
     assert done + left == 200 and done > 80 and left > 40 and parted <= 2
 
@@ -451,10 +451,10 @@ async def crowd(model, url, n):
     shared, counts = [''.join(rng.choice(LETTERS.chars) for _ in range(40)) for _ in range(3)], [0, 0, 0]
     async def one(seed):
         rng = random.Random(seed)
-        prompt, n = rng.choice(shared)[:rng.randint(1, 40)] + rng.choice('abc'), rng.randint(5, 60)
+        prompt, n = rng.choice(shared)[:rng.randint(1, 40)] + rng.choice('abc'), rng.randint(5, 80)
         dials = rng.choice([dict(temperature=0.), dict(temperature=1.), dict(temperature=.8, top_p=.9)])
-        leaves = rng.randrange(n) if rng.random() < .4 else None
-        await asyncio.sleep(rng.random()*2)
+        leaves = int(rng.expovariate(1/6)) if rng.random() < .4 else None
+        await asyncio.sleep(rng.random()/2)
         stream = await client.completions.create(model='m', prompt=prompt, max_tokens=n, seed=seed,
                                                  stream=True, **dials)
         got = ''
