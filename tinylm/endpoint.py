@@ -29,6 +29,7 @@ from .decoding import Sampling
 from .model import LanguageModel, LMConfig
 from .serving import Engine, Job, Request
 from .subwords import chat_ids
+from .training import device_of
 
 # %% ../nbs/serve.ipynb #5e000011
 class StopText:
@@ -95,6 +96,13 @@ def _note(logits, token, n):
 class _Scoring(Engine):
     "The engine of lesson 10, which notes log-probabilities for those who want them."
     def __init__(self, *args, **how): super().__init__(*args, **how); self.choices = {}
+
+    def add(self, request):
+        "Queue a request that was checked; to look at all weights again would keep every stream waiting."
+        job = self.scheduler.add(request)
+        if request.seed is not None:
+            job.generator = torch.Generator(device_of(self.model)).manual_seed(request.seed)
+        return job
 
     def draw(self, jobs:list, logits:torch.Tensor)->list:
         "The next token of each job, and a note about it."
