@@ -1,5 +1,5 @@
 "Real clients over real sockets get what `decode` writes alone, and whoever misbehaves disturbs nobody."
-import asyncio, json, random, re, shutil, signal, socket, subprocess, threading, time
+import asyncio, json, random, re, shutil, signal, socket, subprocess, sys, threading, time
 from contextlib import contextmanager
 
 import pytest
@@ -12,7 +12,9 @@ import httpx
 import openai
 from helpers import CHATML, quick, run, seeded, small_model, start_python
 from test_serving import check_empty
-from tinylm import CharTokenizer, Sampling, chat_ids, train_subwords
+from tinylm import (CharTokenizer, DecodeTimeline, Machine, Sampling, Timeline, chat_ids,
+                    train_subwords)
+from tinylm.cli import main
 from tinylm.endpoint import Endpoint, StopText
 
 LETTERS = CharTokenizer('abcdefghijk')
@@ -420,6 +422,35 @@ def test_a_step_that_fails_ends_the_texts_with_an_error_and_the_next_are_written
             for _ in client.completions.create(model='m', prompt='a', max_tokens=9, stream=True): pass
         assert client.completions.create(model='m', prompt='a', max_tokens=9).usage.completion_tokens == 9
 
+# --- the timeline of any server
+
+def test_a_timeline_has_the_pieces_and_the_work_of_each_token(letters):
+    _, url, _ = letters
+    prompt, machine = 'kjihgfedcba'*2, Machine(1e9, 1e9, 1e-6)
+    for saved in (0, 16):                              # the second time, a page is found
+        line = Timeline.from_endpoint(url + '/v1/', prompt, 20, config=MODEL.config)
+        assert ''.join(line.pieces) == text(MODEL, alone(MODEL, LETTERS.encode(prompt), 20, temperature=0))
+        assert (line.read, line.saved) == (22 - saved, saved) and len(line.seconds) == 20
+        want = [MODEL.config.pass_cost(22 - saved, saved, last_only=True),
+                *(MODEL.config.pass_cost(1, 22 + i, last_only=True) for i in range(19))]
+        assert line.costs == want and [row.split()[0] for row in line.phases(machine).split('\n')] == [
+            'phase', 'prefill', 'decode']
+    assert line.decode([0, 1]) == ''.join(line.pieces[:2]) and DecodeTimeline(line, line)
+
+def test_a_timeline_of_a_chat_and_of_what_does_not_answer(talk):
+    _, url, _ = talk
+    messages = [{'role': 'user', 'content': 'hello'}]
+    line = Timeline.from_endpoint(url, messages, 9, model='m')
+    new = alone(CHAT, chat_ids(TALK, messages), 9, temperature=0)
+    assert ''.join(line.pieces) == text(CHAT, new) and line.read == len(chat_ids(TALK, messages))
+    with pytest.raises(ValueError, match='expected config'): line.phases()
+    with pytest.raises(ValueError, match='says 404: .*gpt-9'): Timeline.from_endpoint(url, 'a', model='gpt-9')
+    with pytest.raises(ValueError, match='max_new_tokens is 2'): Timeline.from_endpoint(url, 'a', 2)
+    with served(key='k') as (_, locked, _):
+        with pytest.raises(ValueError, match='says 401'): Timeline.from_endpoint(locked, 'a')
+        assert len(Timeline.from_endpoint(locked, 'a', 5, key='k').pieces) == 5
+    with pytest.raises(ConnectionError, match='does not answer'): Timeline.from_endpoint(locked, 'a')
+
 # --- two hundred at once
 
 def explained(model, ids, a, b, dials, seed):
@@ -488,6 +519,22 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp('served')/'abc.safetensors'
     small_model(tokenizer=LETTERS, block_size=4096).save_safetensors(path)
     return path
+
+def test_bad_words_of_the_command_get_one_line(capsys, checkpoint, monkeypatch):
+    with socket.create_server(('127.0.0.1', 0)) as busy:
+        port = str(busy.getsockname()[1])
+        for words, says in [(('--checkpoint', 'none'), 'there is no file none'),
+                            (('--checkpoint', checkpoint, '--port', port), f'at 127.0.0.1, port {port}: '),
+                            (('--checkpoint', checkpoint, '--port', '70000'), 'port is 70000'),
+                            (('--checkpoint', checkpoint, '--slots', '0'), 'slots is 0'),
+                            (('--checkpoint', checkpoint, '--host', '256.1.1.1'), 'listen at 256.1.1.1')]:
+            code, err = main(['serve', *map(str, words)]), capsys.readouterr().err
+            assert code == 2 and err.startswith('tinylm: ') and says in err and err.count('\n') == 1
+    for package in ('starlette', 'uvicorn'):
+        with monkeypatch.context() as m:
+            m.setitem(sys.modules, package, None)
+            assert main(['serve', '--checkpoint', str(checkpoint)]) == 2
+            assert f'needs the package {package}' in capsys.readouterr().err
 
 @pytest.mark.slow
 @pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGTERM])

@@ -707,7 +707,9 @@ def _server(self:Endpoint, seconds:int=10):
 def _listen(host, port):
     "A socket that listens, and the address of what stands behind it."
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    listening = socket.create_server((host, check_count('port', port, 0, 65535)), family=family, backlog=2048)
+    check_count('port', port, 0, 65535)
+    try: listening = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as e: raise OSError(f'cannot listen at {host}, port {port}: {e.strerror}') from None
     where = listening.getsockname()
     return listening, f'http://{f"[{where[0]}]" if ":" in host else where[0]}:{where[1]}'
 
