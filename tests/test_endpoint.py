@@ -172,6 +172,7 @@ def test_stop_strings_end_a_text_wherever_the_tokens_are_cut(words, stops, data)
 
 def test_stop_strings_over_the_wire(letters):
     e, _, client = letters
+    idle(e); before = dict(e.meters.reasons)
     for seed in range(6):
         plain = text(MODEL, alone(MODEL, LETTERS.encode('abc'), 40, seed))
         stop = plain[13:16]
@@ -181,6 +182,7 @@ def test_stop_strings_over_the_wire(letters):
         assert r.choices[0].text == want == ''.join(c.choices[0].text for c in parts)
         assert r.choices[0].finish_reason == 'stop' and r.usage.completion_tokens == len(want) + 3
     idle(e)
+    assert e.meters.reasons == before | {'stop': before['stop'] + 12}
 
 @quick
 @given(st.text(max_size=12), st.integers(1, 3), st.integers(0, 12))

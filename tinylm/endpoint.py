@@ -162,7 +162,8 @@ def _add(self:Host, choice):
 @patch
 def _leave(self:Host, choice):
     if self.choices.pop(choice.job, None):
-        self.engine.cancel(choice.job); self.meters.ended(choice.job, 'abort')
+        self.engine.cancel(choice.job)
+        self.meters.ended(choice.job, 'stop' if choice.text.hit else 'abort')
 
 @patch
 def _end(self:Host, choice, why):
@@ -223,8 +224,8 @@ class Meters:
     "What the engine's thread counts."
     def __init__(self):
         self.times = {name: _Histogram() for name in _TIMES}
-        self.counts, self.reasons = dict.fromkeys(_COUNTS,
-                                                  0), dict.fromkeys(('stop', 'length', 'abort', 'error'), 0)
+        self.counts = dict.fromkeys(_COUNTS, 0)
+        self.reasons = dict.fromkeys(('stop', 'length', 'abort', 'error'), 0)
 
     def wrote(self,
         choice:Choice, # who got a token
@@ -277,8 +278,8 @@ def text(self:Meters,
     for name, n in self.counts.items():
         head(name, _COUNTS[name], 'counter'); out.append(f'{name}{{{label}}} {n}')
     head('vllm:request_success_total', 'requests that are over, by reason', 'counter')
-    out += [f'vllm:request_success_total{{{label},finished_reason="{r}"}} {n}' for r,
-            n in self.reasons.items()]
+    for reason, n in self.reasons.items():
+        out.append(f'vllm:request_success_total{{{label},finished_reason="{reason}"}} {n}')
     for name, h in self.times.items(): head(name, _TIMES[name], 'histogram'); out.extend(h.lines(name, label))
     return '\n'.join(out) + '\n'
 
@@ -302,9 +303,8 @@ def _words(name, v):
 def _stops(name, v):
     v = [v] if isinstance(v, str) else v
     if not (isinstance(v, list) and len(v) <= 16
-            and all(isinstance(s, str) and 0 < len(s) <= 1000 for s in v)):
-        raise ValueError(f'{name} is {shown(v)}: expected a string, or a list of at most 16, none of them '
-                         f'empty')
+            and all(isinstance(s, str) and 0 < len(s) <= 200 for s in v)):
+        raise ValueError(f'{name} is {shown(v)}: expected a string of 1 to 200 characters, or at most 16')
     return v
 
 def _count(least, most=None): return lambda name, v: check_count(name, v, least, most)
