@@ -262,7 +262,7 @@ def test_the_constraints_hold_each_dependency_at_one_version(python):
             if not r.marker or r.marker.evaluate(here)]
     pins = {r.name: r.specifier for r in held}
     wanted = [Requirement(r) for kind in ('requirements', 'weights_requirements', 'native_requirements',
-                                                'dev_requirements')
+                                                'serve_requirements', 'dev_requirements')
               for r in settings()[kind].split()]
     assert len(held) == len(pins) and {r.name for r in wanted} == pins.keys()
     for r in wanted:

@@ -14,10 +14,10 @@ from tinylm.serving import Engine, Request, Scheduler, first_come, shortest_firs
 
 class Recorder(Engine):
     "An engine that keeps the logits from which it draws."
-    def _draw(self, jobs, logits):
+    def draw(self, jobs, logits):
         for job, row in zip(jobs, logits):
             self.__dict__.setdefault('logits', {}).setdefault(job.number, []).append(row.clone())
-        return super()._draw(jobs, logits)
+        return super().draw(jobs, logits)
 
 def solo(model, r):
     "What the request would get alone, up to its stop token."
@@ -437,7 +437,7 @@ def test_a_thousand_interrupts_change_no_text(seed):
     assert hits > 10
     finish(engine)
 
-@pytest.mark.parametrize('place', ['_draw', '_read'])
+@pytest.mark.parametrize('place', ['draw', '_read'])
 def test_a_failed_step_is_done_again(monkeypatch, place):
     engine = Engine(MODEL, slots=3, budget=5, size=2)
     jobs, hits = [engine.add(Request(prompt(n), 5, temperature=0)) for n in (2, 9, 4)], 0

@@ -337,7 +337,7 @@ def _read(self:Engine, plan):
     hidden = self.model.hidden(idx, self.cache.batch(rows, counts))[0]
     if not ready: return []
     jobs, last = [job for job, _ in ready], [place for _, place in ready]
-    return list(zip(jobs, self._draw(jobs, self.model.logits(hidden[last]))))
+    return list(zip(jobs, self.draw(jobs, self.model.logits(hidden[last]))))
 
 # %% ../nbs/10_batching.ipynb #ae52444a
 def _draw_one(job, p): # (V,)
@@ -349,7 +349,10 @@ def _draw_one(job, p): # (V,)
 
 # %% ../nbs/10_batching.ipynb #ae52444b
 @patch
-def _draw(self:Engine, jobs, logits):
+def draw(self:Engine,
+    jobs:list, # who has read everything
+    logits:torch.Tensor, # (n, V) a row for each
+)->list: # for each a token, or words that say why there is none
     "The next token of each job, with its own dials and its own chance."
     groups, well = {}, logits.amax(-1).isfinite().tolist() # the rule of `check_logits`, for each job
     tokens = {i: 'its logits are not finite: expected finite weights' for i, ok in enumerate(well) if not ok}
