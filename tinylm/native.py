@@ -37,10 +37,17 @@ def _loop(f): _LOOPS.append(f); return f
 @_loop
 def _float_dots(W, x, R, y): # y[r, j] = W[j] · x[r]
     if R == 1:
-        for j in range(len(W)):
-            total = np.float32(0)
-            for k in range(W.shape[1]): total += W[j, k]*x[0, k]
-            y[0, j] = total
+        n = len(W)//4
+        for j in range(n):                             # four rows far apart: memory brings four streams
+            a = b = c = d = np.float32(0)
+            for k in range(W.shape[1]):
+                a += W[j, k]*x[0, k]; b += W[n+j, k]*x[0, k]
+                c += W[2*n+j, k]*x[0, k]; d += W[3*n+j, k]*x[0, k]
+            y[0, j], y[0, n+j], y[0, 2*n+j], y[0, 3*n+j] = a, b, c, d
+        for j in range(4*n, len(W)):
+            a = np.float32(0)
+            for k in range(W.shape[1]): a += W[j, k]*x[0, k]
+            y[0, j] = a
         return
     for r in range(0, R, 4):                           # each weight meets four rows
         for j in range(len(W)):
@@ -234,7 +241,7 @@ ID, AT, ROW, NEW = range(4) # of each new token: id, position, row, where the ne
 KV, PAGE, PLACE, HEAD, SIZE, MEMORY = range(6) # of a cache: strides, positions in a page, addresses
 NUMBER, INSIDE, COUNTS = 0, 8, 16 # of a desk: which pass, how many threads, two counters for each stage
 ROWS, FEW, TILE = 32, 16, 64 # that a desk has room for; that are few; keys that are taken in at a time
-PIECE, PATIENCE = 2**15, 20_000 # bytes of a matrix in a piece; looks at a counter, before one helps out
+PIECES, PATIENCE = 16, 20_000 # of a matrix; looks at a counter, before one helps out
 _NONE = [np.zeros(shape, kind) for shape,
          kind in (((1, 1), 'i8'), ((1, 1), 'i8'), (1, 'i8'), ((2, 1, 1), 'f4'))]
 # what numba lacks, made on first use: numbers at an address, and counters that threads share
@@ -432,7 +439,8 @@ class _Plan:
     def linear(self, part, src, norm=None, bend=0, **more):
         m = self.matrix(part) | (self.norm(norm) if norm else {})
         wide = m['N']//2 if bend == SWIGLU else m['N']
-        step = max(4, min(256, PIECE//part.weight[0].nbytes//4*4))
+        piece = min(2**19, max(2**15, part.weight.nbytes//PIECES)) # bytes
+        step = max(4, min(256, piece//part.weight[0].nbytes//4*4))
         return self.stage(LINEAR, wide, -(-wide//step), **m, src=src, bend=bend, step=step, **more)
 
     def done(self, D):
