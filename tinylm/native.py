@@ -149,7 +149,9 @@ def _to_int8(x, q): # x = scale·q with q from -127 to 127
 # %% ../nbs/14_close_to_the_machine.ipynb #14000012
 @_loop
 def _int8_dots(W, x, R, y): # the same for whole numbers
-    for j in range(len(W)):
+    n = len(W)//4
+    for i in range(len(W)):
+        j = i%4*n + i//4 if i < 4*n else i             # four streams again, in turn
         for r in range(R):
             total = np.int32(0)
             for k in range(W.shape[1]): total = np.int32(total + np.int32(W[j, k])*np.int32(x[r, k]))
@@ -216,7 +218,7 @@ _ALL = WeakKeyDictionary() # a model -> its loops
 
 def _loops_of(model):
     loops = _ALL.get(model)
-    if loops is None or loops.stamp != _stamp([model, *loops.parts]): loops = _ALL[model] = _Loops(model)
+    if loops is None or not loops.stamp.holds(): loops = _ALL[model] = _Loops(model)
     return loops
 
 def native_reason(
@@ -502,9 +504,9 @@ class _Loops:
     def __init__(self, model):
         # not the model: it has to be free to go
         self.parts, c = [*model.modules()][1:], model.config
-        self.stamp, self.why = _stamp([model, *self.parts]), _unfit(model)
+        self.stamp, self.why = _Stamp([model, *self.parts]), _unfit(model)
         if self.why: return
-        self.top = _stamp([_head(model)])
+        self.top = _Stamp([_head(model)])
         self.hidden, self.logits = _hidden_plan(model), _logits_plan(model)
         self.config, self.shape, self.eps = c, (c.n_head, c.n_kv, c.head_size), float(model.norm.eps)
         self.big = sum(t.nbytes for t in model.parameters()) > 2**22
@@ -556,13 +558,22 @@ _KERNELS = dict(ATTENTION)
 
 def _tensors(m): return [t for t in chain(m._parameters.values(), m._buffers.values()) if t is not None]
 
-def _stamp(parts): # all by which it can be told that a plan still holds
-    stamp = []
-    for m in parts:
-        d = m.__dict__
-        stamp += len(d), d.get('drop'), d.get('eps'), *d['_modules'].values()
-        for t in _tensors(m): stamp += t.data_ptr(), t.numel(), t.is_contiguous()
-    return stamp
+class _Stamp:
+    "All by which it can be told, in a few microseconds, that a plan for some parts still holds."
+    def __init__(self, parts):
+        self.held = [d for m in parts for d in (m._modules, m._parameters, m._buffers)]
+        self.keys = [(d, key) for d in self.held for key in d]
+        self.keys += [(vars(m), key) for m in parts for key in ('drop', 'eps')]
+        self.held += map(vars, parts)
+        self.kept = [d.get(key) for d, key in self.keys]           # or another thing could get the same id
+        self.tensors = [t for m in parts for t in _tensors(m)]
+        self.now = self.look()
+
+    def look(self):
+        return ([len(d) for d in self.held], [id(d.get(key)) for d, key in self.keys],
+                [(t.data_ptr(), t.shape, t.stride()) for t in self.tensors])
+
+    def holds(self): return self.look() == self.now
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000051
 def _looks(part): # all of a part that the loops take for granted
@@ -625,6 +636,8 @@ def _places(c, cache, idx): # of tokens: ids, positions, rows; of the cache: tab
     return (ids, at, row, table, memory) if good else None
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000061
+def _joined(parts): return parts[0] if len(parts) == 1 else torch.cat(parts)
+
 class _Few(Pass):
     "Another pass, walked in compiled loops."
     def __init__(self, p, model, cache): self.p, self.model, self.cache = p, model, cache
@@ -641,7 +654,7 @@ class _Few(Pass):
             ids, at, row = (t[part] for t in tokens)
             rows = np.array([ids, at, row, [row.index(r) for r in row]], np.int64)
             parts.append(loops.run(loops.hidden, len(row), rows, table, memory, loops.turns(at), kept=cache))
-        return torch.cat(parts).view(*idx.shape, -1)
+        return _joined(parts).view(*idx.shape, -1)
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000062
 class _Native:
@@ -664,11 +677,11 @@ class _Native:
         n, grad = hidden[..., 0].numel(), hidden.requires_grad or model.config.weights == 'float'
         if not self.few(model, n, True, grad) or hidden.dtype != torch.float32: return None
         loops = _ALL.get(model)                        # a pass has looked at all; now the head is enough
-        if loops is None or loops.why or loops.top != _stamp([_head(model)]): loops = _loops_of(model)
+        if loops is None or loops.why or not loops.top.holds(): loops = _loops_of(model)
         if _reason(model, loops): return None
         x = hidden.reshape(n, -1).numpy()
-        parts = [loops.run(loops.logits, len(part), x=part) for part in np.split(x, range(ROWS, n, ROWS))]
-        return torch.cat(parts).view(*hidden.shape[:-1], -1)
+        parts = [loops.run(loops.logits, len(x[s:s + ROWS]), x=x[s:s + ROWS]) for s in range(0, n, ROWS)]
+        return _joined(parts).view(*hidden.shape[:-1], -1)
 
     reason = staticmethod(native_reason)
 
