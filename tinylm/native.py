@@ -398,13 +398,21 @@ def _compile():
             _say(f'compiled loops cannot be kept in {folder}: {type(e).__name__}')
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000032
+@contextmanager
+def _unwatched(): # a profiler or debugger would follow the compiler for minutes
+    watching = sys.getprofile(), sys.gettrace()
+    sys.setprofile(None); sys.settrace(None)
+    try: yield
+    finally: sys.setprofile(watching[0]); sys.settrace(watching[1])
+
 def _ready():
     "Whether the loops are compiled; if not, `_state.why` says why not."
     with _state.lock:
         if not _state.tried:
             wait = threading.Timer(1.5, _say, ['compiling loops for this processor, once'])
             wait.daemon = True; wait.start()
-            try: _compile()
+            try:
+                with _unwatched(): _compile()
             except ImportError: _state.why = "numba is not installed: pip install numba"
             except Exception as e: _state.why = f'numba cannot compile the loops ({type(e).__name__})'
             finally: wait.cancel()
