@@ -421,6 +421,17 @@ def test_every_page_begins_with_a_title_and_a_promise(path):
     assert re.fullmatch(r'# .+\n\n> .+', first.source)
     assert second.cell_type == 'markdown' and len(second.source) > 60
 
+def test_the_home_page_begins_with_the_live_model_and_the_readme_with_its_picture():
+    "Where no script runs, and in JupyterLab, the picture stands there, too."
+    cell = nbformat.read(ROOT/'nbs'/'index.ipynb', 4).cells[1].source
+    element, rest = cell.split('<script src="play/play.js" defer></script>\n')
+    assert element.startswith('<div class="tinylm-play" data-form="short">\n<picture>')
+    assert re.sub('<[^>]*>', '', element).strip() == '' and 'make demo' in rest
+    text = (ROOT/'README.md').read_text()
+    assert text == readme() and 'tinylm-play' not in text and '<script' not in text and '<div' not in text
+    assert text.split('\n\n')[2].startswith('<picture>')
+    assert re.findall(r'```sh\n(.*?)```', text, re.S)[0].count('\nmake') == 1      # two commands
+
 @pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 def test_every_figure_has_an_alt_text(path):
     "A picture that stands alone; a widget brings its own page."

@@ -56,7 +56,7 @@ def play_file(
 # %% ../nbs/play.ipynb #play0008
 class Playground(Widget):
     "A small model that runs in the page: its two phases, its law, its heads and its next token."
-    rooms = 'base', 'probabilities', 'play/engine', 'play/play'
+    rooms = 'base', 'probabilities', 'play/engine', 'play/journey', 'play/play'
     size = (7.5, 2.6)
 
     def __init__(self,
