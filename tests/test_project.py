@@ -449,6 +449,7 @@ def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
     run_python('-c', code, cwd=tmp_path, check=True)
     pages = {p.name: nbformat.read(p, 4) for p in (tmp_path/'_proc').glob('*.ipynb')}
     assert sorted(pages) == [p.name for p in PAGES] and (tmp_path/'_proc'/'images'/'phases.svg').exists()
+    assert (tmp_path/'_proc'/'404.qmd').exists()
     page = pages['02_model.ipynb'].cells
     assert any('def prefill(' in c.source for c in page if c.cell_type == 'code')
     shown = ''.join(str(o.get('data', {}).get('text/markdown', ''))

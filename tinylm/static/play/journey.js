@@ -203,7 +203,8 @@ function journey(page, see, now) {   // `now()` says what there is to follow
   const follow = slider('Channel', [0, 0, 1], () => channel ?? 0, pick);
   const dial = slider('Number', [0, .9999, .0001], () => number ?? .5, u => { number = u; page.draw(); },
     u => u.toFixed(4));
-  const heading = h('h4', {}), words = h('p', { role: 'status' }), picture = h('div', { class: 'step' });
+  const heading = h('h4', {}), words = h('p', { 'aria-live': 'polite' });
+  const picture = h('div', { class: 'step' });
   const legend = h('p', { class: 'note' }, 'A square is above 0, a circle below; the stronger, the larger. ',
     'Click one to follow its channel: its number stands at the right.');
   const keys = e => {
