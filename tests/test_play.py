@@ -96,7 +96,8 @@ def on_the_way(model, ids):
     with torch.no_grad(): logits = model.prefill(torch.tensor([ids]))[0][0, -1].double()
     for hook in hooks: hook.remove()
     *parts, normed = parts
-    if model.config.positions == 'learned': parts.insert(1, model.pos_emb.weight[len(ids)-1].detach().double())
+    if model.config.positions == 'learned':
+        parts.insert(1, model.pos_emb.weight[len(ids)-1].detach().double())
     return parts, normed, logits
 
 @pytest.mark.browser
@@ -445,7 +446,8 @@ def test_each_step_shows_the_numbers_of_pytorch(show, make):
     for layer in range(2):
         go_on(page); assert heading(page).startswith(f'Layer {layer}: the heads')
         for head in range(2):
-            bars = page.locator('.columns.high').nth(head).locator('i').evaluate_all('a => a.map(e => e.title)')
+            bars = page.locator('.columns.high').nth(head).locator('i')
+            bars = bars.evaluate_all('all => all.map(e => e.title)')
             assert close(numbers(bars), maps[layer, head, at].double())
         k = first + 2*layer
         assert close(vector(page, f'+ heads of layer {layer}'), parts[k])
@@ -599,8 +601,8 @@ def test_the_rooms_of_the_page_ask_nobody_and_write_no_markup():
                  'localStorage'):
         assert word not in source, word
     assert ENGINE.isascii()
-    assert [line for f in (ROOT/'tinylm'/'static'/'play').glob('*.js') for line in f.read_text().splitlines()
-            if len(line) > 110] == []
+    rooms = '\n'.join(f.read_text() for f in (ROOT/'tinylm'/'static').rglob('*.js'))
+    assert [line for line in rooms.splitlines() if len(line) > 110] == []
 
 # --- for everyone
 
@@ -624,7 +626,8 @@ def test_axe_finds_no_fault(browser, scheme, width):
     page.evaluate(AXE.read_text())
     press(page, 'begin ›'); names = set()
     while True:                                                # the page, at every step of a journey
-        page.locator('.journey h4:not(:empty)').wait_for(); page.wait_for_timeout(50); names.add(heading(page))
+        page.locator('.journey h4:not(:empty)').wait_for(); page.wait_for_timeout(50)
+        names.add(heading(page))
         found = page.evaluate("async () => (await axe.run()).violations.map(v => [v.id, v.impact, "
                               "v.nodes.map(n => n.html)])")
         assert [v for v in found if v[1] in ('serious', 'critical', 'moderate')] == []

@@ -15,6 +15,7 @@ import tinylm
 from tinylm import cli
 
 sys.path.insert(0, str(ROOT/'tools'))
+from arguments import argument_tables, table
 from finish_site import finish, ways
 from readme import readme
 
@@ -68,6 +69,36 @@ def test_every_public_name_is_on_the_page_of_names():
     cells = nbformat.read(ROOT/'nbs'/'api.ipynb', 4).cells
     shown = ''.join(o.data['text/markdown'] for c in cells if c.cell_type == 'code' for o in c.outputs)
     assert [n for n in tinylm.__all__ if f'[`{n}`]' not in shown] == []
+
+def made(name): return inspect.isclass(thing := getattr(tinylm, name)) or inspect.isroutine(thing)
+
+def test_the_page_of_names_says_how_each_is_called_and_what_its_arguments_mean():
+    cells = nbformat.read(ROOT/'nbs'/'api.ipynb', 4).cells
+    shown = ''.join(o.data['text/markdown'] for c in cells if c.cell_type == 'code' for o in c.outputs)
+    calls = re.findall(r'^\*\*\[`(\w+)(?:\(.*\))?`\]\(\w+\.ipynb#(\w+)\)\*\*$', shown, re.M)
+    assert [name for name, _ in calls] == [n for n in tinylm.__all__ if made(n)]        # each of them once
+    assert all(anchor == name.lower() for name, anchor in calls)
+    assert [n for n in tinylm.__all__ if made(n) and table(getattr(tinylm, n)) not in shown] == []
+
+def documented(name, module='model', text='*What it does.*'):
+    source = f'[source](https://github.com/a/b/blob/main/tinylm/{module}.py#L3){{target="_blank"}}'
+    shown = f'---\n\n{source}\n\n### {name}\n\n```python\ndef {name}(\n    x, # a number\n):\n```\n\n{text}'
+    data = {'text/markdown': shown}
+    return nbformat.v4.new_code_cell(f'#| echo: false\nshow_doc({name})', outputs=[
+        nbformat.v4.new_output('execute_result', data)])
+
+def test_a_signature_stands_once_and_its_arguments_in_a_table():
+    "On the page of a lesson, where the code stands below."
+    for name, row in (('LanguageModel.prefill', '| `idx` | `Tensor` |  | (B, T) token ids, T at most'),
+                      ('LMConfig', '| `n_kv_head` | `int` or `None` | `None` |')):
+        argument_tables(cell := documented(name))
+        text = cell.outputs[0].data['text/markdown']
+        assert '```' not in text and '[source](' in text and f'### {name}' in text
+        assert text.index('*What it does.*') < text.index('| argument | type |') < text.index(row)
+    argument_tables(cell := documented('phase_invariant', 'decoding'))
+    assert '| `k` | `int` |  | the cut, from 1 to T |' in cell.outputs[0].data['text/markdown']
+    for cell in (nbformat.v4.new_markdown_cell('show_doc(x)'), nbformat.v4.new_code_cell('1 + 1')):
+        before = dict(cell); argument_tables(cell); assert cell == before
 
 def test_every_public_function_has_a_docstring_and_a_comment_for_each_argument():
     for module in MODULES:
@@ -446,7 +477,9 @@ def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
         (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, tmp_path/name)
     shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True)
     code = 'from nbdev.serve import proc_nbs\nif __name__ == "__main__": proc_nbs(n_workers=0)'
-    run_python('-c', code, cwd=tmp_path, check=True)
+    paths = os.pathsep.join([str(ROOT), str(ROOT/'tools')])                # as `make docs` has them
+    assert 'PYTHONPATH=tools $(BIN)/nbdev_docs' in (ROOT/'Makefile').read_text()
+    run_python('-c', code, cwd=tmp_path, check=True, env=dict(os.environ, PYTHONPATH=paths))
     pages = {p.name: nbformat.read(p, 4) for p in (tmp_path/'_proc').glob('*.ipynb')}
     assert sorted(pages) == [p.name for p in PAGES] and (tmp_path/'_proc'/'images'/'phases.svg').exists()
     assert (tmp_path/'_proc'/'404.qmd').exists()
@@ -457,6 +490,7 @@ def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
         for o in c.outputs)
     assert 'LanguageModel.prefill' in shown and 'token ids, T at most block_size' in shown
     assert re.search(r'\[source\]\(\S+/tinylm/model\.py#L\d+\)', shown)
+    assert '| `idx` | `Tensor` |' in shown and 'def LanguageModel.prefill' not in shown
     assert all('#| echo: false' in c.source for c in pages['api.ipynb'].cells if c.cell_type == 'code')
     for name, nb in pages.items():
         about = yaml.safe_load(re.match(r'---\n(.*?)\n---', nb.cells[0].source, re.S)[1])

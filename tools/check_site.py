@@ -253,7 +253,7 @@ class Look:
             if self.shots: page.screenshot(path=self.shots/f'{Path(name).stem}-phone.png')
 
     def lost(self):
-        "At an address deep in the site where nothing is: the page that says so, with its looks and its way home."
+        "At an address deep in the site where nothing is: the page that says so, and its way home."
         with self.browser.new_context(viewport=DESKTOP) as context:
             page = self.visit(context, 'old/lesson/there-is-none.html')
             own = lambda text: 'status of 404' not in text             # of the page itself

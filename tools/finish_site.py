@@ -47,8 +47,8 @@ def ways(
     header = re.compile(r'(<header id="title-block-header".*?</header>)', re.S)
     return header.sub(lambda m: f'{m[0]}\n<p class="ways">{links}</p>', html, count=1)
 
-RELATIVE = re.compile(r'''(\b(?:href|src)="|<meta name="quarto:offset" content=")(?![a-z][a-z0-9+.-]*:|[/#"])(?:\./)?''',
-                      re.I)
+RELATIVE = re.compile(r'(\b(?:href|src)="|<meta name="quarto:offset" content=")'
+                      r'(?![a-z][a-z0-9+.-]*:|[/#"])(?:\./)?', re.I)
 
 def absolute(
     html:str, # a page that is shown at any address of the site

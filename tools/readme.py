@@ -11,8 +11,8 @@ def readme()->str: # the text of README.md
     for kind, source in ((c['cell_type'], ''.join(c['source'])) for c in cells):
         if '#| default_exp' in source: break
         parts.append(source if kind == 'markdown' else f'```python\n{source}\n```')
-    text = re.sub(r'<div class="tinylm-play"[^>]*>\n(.*?)\n</div>\n<script.*?</script>', r'\1', '\n\n'.join(parts),
-                  flags=re.S)
+    live = r'<div class="tinylm-play"[^>]*>\n(.*?)\n</div>\n<script.*?</script>'
+    text = re.sub(live, r'\1', '\n\n'.join(parts), flags=re.S)
     return re.sub(r'(\]\(|src(?:set)?=")(?!https?:|#)', r'\1nbs/', text) + '\n'
 
 if __name__ == '__main__': (ROOT/'README.md').write_text(readme(), encoding='utf-8')
