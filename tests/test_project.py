@@ -15,8 +15,9 @@ import tinylm
 from tinylm import cli
 
 sys.path.insert(0, str(ROOT/'tools'))
-from arguments import argument_tables, table
+from arguments import table
 from finish_site import finish, ways
+from pages import argument_tables, fold_source
 from readme import readme
 
 MODULES = sorted(p.stem for p in (ROOT/'tinylm').glob('*.py')
@@ -99,6 +100,24 @@ def test_a_signature_stands_once_and_its_arguments_in_a_table():
     assert '| `k` | `int` |  | the cut, from 1 to T |' in cell.outputs[0].data['text/markdown']
     for cell in (nbformat.v4.new_markdown_cell('show_doc(x)'), nbformat.v4.new_code_cell('1 + 1')):
         before = dict(cell); argument_tables(cell); assert cell == before
+
+def test_the_page_of_the_command_line_shows_the_help_of_each_command_and_folds_its_source(tmp_path):
+    path = ROOT/'nbs'/'cli.ipynb'
+    cells = nbformat.read(path, 4).cells
+    shown = '\n'.join(o.data['text/markdown'] for c in cells if c.cell_type == 'code' for o in c.outputs
+                      if 'text/markdown' in o.get('data', {}))
+    commands, = [a.choices for a in cli._parser()._actions if a.dest == 'command']
+    for name, parser in commands.items():
+        begin = shown.index(f'| `tinylm {name}` |')
+        rows = shown[begin:].split('\n| `tinylm ')[0].split('\n')[2:]
+        actions = [a for a in parser._actions if a.dest != 'help']
+        assert [re.match(r'\| `(-[\w-]+)', r)[1] for r in rows] == [a.option_strings[0] for a in actions]
+        for row, a in zip(rows, actions): assert row.endswith(f'{parser._get_formatter()._expand_help(a)} |')
+    for name, kind in (('cli', 'true'), ('04_decode', 'show')):
+        nb = type('Notebook', (dict,), {'path_': f'nbs/{name}.ipynb'})(cells=[])
+        cell = nbformat.v4.new_code_cell('#| code-fold: show\n#| code-summary: "Exported source"\nx = 1')
+        fold_source(nb).cell(cell)
+        assert cell.source.startswith(f'#| code-fold: {kind}\n')
 
 def test_every_public_function_has_a_docstring_and_a_comment_for_each_argument():
     for module in MODULES:
@@ -492,6 +511,8 @@ def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
     assert re.search(r'\[source\]\(\S+/tinylm/model\.py#L\d+\)', shown)
     assert '| `idx` | `Tensor` |' in shown and 'def LanguageModel.prefill' not in shown
     assert all('#| echo: false' in c.source for c in pages['api.ipynb'].cells if c.cell_type == 'code')
+    folds = [c.source for c in pages['cli.ipynb'].cells if 'Exported source' in c.source]
+    assert len(folds) > 10 and all(s.startswith('#| code-fold: true\n') for s in folds)
     for name, nb in pages.items():
         about = yaml.safe_load(re.match(r'---\n(.*?)\n---', nb.cells[0].source, re.S)[1])
         assert about['title'] and about['description'], name

@@ -1,11 +1,9 @@
 "Tables of arguments, made from the comments that stand beside them in the lessons."
-import importlib, inspect, re
-from functools import reduce
+import inspect, re
 from types import FunctionType
 
 from fastcore.docments import docments
 
-SIGNATURE = re.compile(r'```python\n(?:def|class|@).*?\n```\n', re.S)
 _NONE = inspect.Parameter.empty, type(None), None, type, FunctionType       # the last ones are guessed
 
 def kind(anno)->str: # such as `int` or `None`; empty where none is given
@@ -52,15 +50,3 @@ def table(
     if not any(row[3] for row in rows): return ''
     head = ['| argument | type | when not given | what it is |', '|---|---|---|---|']
     return '\n'.join([*head, *('| ' + ' | '.join(map(_cell, row)) + ' |' for row in rows)])
-
-def argument_tables(cell): # of a page that nbdev makes; changed in place
-    "A signature stands in the code below: what `show_doc` says of it becomes a table of its arguments."
-    name = re.search(r'show_doc\(([\w.]+)', cell.source or '') if cell.cell_type == 'code' else None
-    for out in cell.get('outputs', []) if name else []:
-        data = out.get('data', {})
-        text = ''.join(data.get('text/markdown', ''))
-        module = re.search(r'/(\w+)/(\w+)\.py#L\d+', text)
-        if not module or not SIGNATURE.search(text): continue
-        thing = reduce(getattr, name[1].split('.'), importlib.import_module(f'{module[1]}.{module[2]}'))
-        text = SIGNATURE.sub('', text, count=1).rstrip()
-        data['text/markdown'] = f'{text}\n\n{table(thing)}'.rstrip() + '\n'
