@@ -48,5 +48,6 @@ def table(
             if a.docment or not a.kind.name.startswith('VAR')]
     if back and back.docment: rows.append(('*gives*', kind(back.anno), '', back.docment))
     if not any(row[3] for row in rows): return ''
-    head = ['| argument | type | when not given | what it is |', '|---|---|---|---|']
+    # the site takes the widths of columns from the second line
+    head = ['| argument | type | when not given | what it is |', '|---|----|---|----------|']
     return '\n'.join([*head, *('| ' + ' | '.join(map(_cell, row)) + ' |' for row in rows)])
