@@ -438,6 +438,8 @@ def test_each_step_shows_the_numbers_of_pytorch(show, make):
     maps = AttentionMap(w.model, text[:at+1]).maps[0]
     close = lambda a, b: len(a) == len(b) and (a - b).abs().max() <= 1e-3
     assert page.locator('.letters .now').inner_text() == text[at].replace(' ', '␣').replace('\n', '⏎')
+    ways = page.locator('.t').evaluate_all('all => all.map(e => getComputedStyle(e).display)')
+    assert set(ways) == {'inline'}                                     # no step changes how the text runs
     first = 2 if make is learned else 1
     go_on(page)
     assert close(vector(page, f'token {ids[at]}'), parts[0])

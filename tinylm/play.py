@@ -142,7 +142,7 @@ def write_play(
     content = play_file(model or demo_model())
     site = (files('tinylm')/'static'/'play'/'site.js').read_text(encoding='utf-8')
     about = {'notice': DOCS_NOTICE, 'about': f'{len(content)/1e6:.1f} MB, loaded when you write'}
-    chosen = _chosen('until one is found', 60, .8, None, 0)
+    chosen = _chosen('until one is found', 60, .8, None, 1)
     script = _SITE.format(about=json.dumps(about), chosen=json.dumps(chosen), site=site,
                           drawing=Playground.script().rpartition('export default')[0])
     write_atomic(Path(folder)/'demo.safetensors', [content])

@@ -21,7 +21,7 @@ const JOURNEY = `
 .letters { display: flex; flex-wrap: wrap; gap: 2px; }
 .letters code { min-width: 1.7em; text-align: center; }
 .letters .now { background: var(--prefill); color: var(--on); outline: 2px solid var(--ink); }
-.seen { display: grid; grid-template-columns: 4.5em minmax(0, 1fr); gap: 3px 8px; align-items: end; }
+.looks { display: grid; grid-template-columns: 4.5em minmax(0, 1fr); gap: 3px 8px; align-items: end; }
 .columns { display: grid; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: 1px; }
 .columns i { align-self: end; background: var(--prefill); border-radius: 2px 2px 0 0; min-height: 1px; }
 .columns.high { height: 40px; border-bottom: 1px solid var(--line); }
@@ -100,7 +100,7 @@ function weighed(weights, t) {   // a head's weights as columns above the charac
       [...old, ...w.slice(cut)].map(bar))];
   };
   const letters = [...cuts, ...names.slice(cut)].map(c => h('code', {}, c));
-  return h('div', { class: 'seen', style: `--n: ${letters.length}` }, weights.map(columns),
+  return h('div', { class: 'looks', style: `--n: ${letters.length}` }, weights.map(columns),
     h('span', {}), h('div', { class: 'columns', 'aria-hidden': 'true' }, letters));
 }
 
