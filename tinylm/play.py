@@ -56,7 +56,7 @@ def play_file(
 # %% ../nbs/play.ipynb #play0008
 class Playground(Widget):
     "A small model that runs in the page: its two phases, its law, its heads and its next token."
-    rooms = 'base', 'probabilities', 'play/engine', 'play/play'
+    rooms = 'base', 'probabilities', 'play/engine', 'play/journey', 'play/play'
     size = (7.5, 2.6)
 
     def __init__(self,
@@ -142,7 +142,7 @@ def write_play(
     content = play_file(model or demo_model())
     site = (files('tinylm')/'static'/'play'/'site.js').read_text(encoding='utf-8')
     about = {'notice': DOCS_NOTICE, 'about': f'{len(content)/1e6:.1f} MB, loaded when you write'}
-    chosen = _chosen('until one is found', 60, .8, None, 0)
+    chosen = _chosen('until one is found', 60, .8, None, 1)
     script = _SITE.format(about=json.dumps(about), chosen=json.dumps(chosen), site=site,
                           drawing=Playground.script().rpartition('export default')[0])
     write_atomic(Path(folder)/'demo.safetensors', [content])
