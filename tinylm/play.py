@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from .core import check_count, check_number, check_one_of, shown, write_atomic
 from .data import check_tokenizer
-from .decoding import Sampling
+from .decoding import Sampling, compiling
 from .model import LanguageModel, check_ids
 from .modern import demo_model
 from .quantize import quantize_
@@ -122,9 +122,11 @@ def write_with(
     text, sampling = torch.tensor([ids], device=device_of(model)), Sampling(temperature, top_k)
     check_ids(text, model.config.vocab_size, 'ids')
     for u in numbers: check_number('a number', u, 0, 1, below=True)
+    scores = lambda text: model.prefill(model.window(text))[0][0, -1]
+    scores = compiling(model, scores, False)           # in floats, as the page
     with torch.no_grad(), evaluating(model.modules()):
         for u in numbers:
-            p = sampling.probabilities(model.prefill(model.window(text))[0][0, -1]).double()
+            p = sampling.probabilities(scores(text)).double()
             past = p.cumsum(-1) > u
             # rounding may leave a gap at the end
             token = past.int().argmax() if past.any() else p.nonzero()[-1, 0]
