@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 ABOUT = settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: demo lab test quick export docs real-model
+.PHONY: demo lab test quick export docs site-check real-model
 
 demo: .venv/library          # the main job: train for a minute, write, compare the two phases
 	$(BIN)/tinylm demo
@@ -29,16 +29,21 @@ docs:                        # the site, into _docs/
 	@command -v quarto >/dev/null || { echo 'make docs needs Quarto, which is a program of its own: https://quarto.org/docs/get-started/'; exit 1; }
 	@$(MAKE) --no-print-directory .venv/everything
 	$(BIN)/nbdev_docs
+	$(BIN)/python -c "from tinylm.play import write_play; write_play('_docs/play')"
 	$(BIN)/python tools/finish_site.py
+
+site-check: docs             # the rendered site as its readers see it, in a browser
+	@if command -v npm >/dev/null; then npm install --silent --no-save axe-core@4; else echo 'No npm, so axe is left out.'; fi
+	$(BIN)/python tools/check_site.py $$(ls node_modules/axe-core/axe.min.js 2>/dev/null | sed 's/^/--axe /')
 
 .venv/library: $(ABOUT)
 	@echo 'Setting up .venv (a minute or more; PyTorch is large).'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install -q -c constraints.txt -e .
+	@$(BIN)/pip install -q -c constraints.txt -e '.[native]'
 	@touch $@
 
 .venv/weights: .venv/library
-	@$(BIN)/pip install -q -c constraints.txt -e '.[weights]'
+	@$(BIN)/pip install -q -c constraints.txt -e '.[weights,native]'
 	@touch $@
 
 .venv/everything: $(ABOUT)

@@ -4,16 +4,21 @@
     python benchmarks/peers.py --size S
     python benchmarks/peers.py --size L --prompt 512 --new 32 --static
     python benchmarks/peers.py --size M --train
+    python benchmarks/peers.py --checkpoint SmolLM2-135M-Instruct.Q4_1.gguf --prompt 128
 
-Random weights of a GPT-2 shape go into every engine that can be imported. The engines take turns, so that
-a slow minute of the machine hits all of them. Printed: medians, their spread, and ratios to transformers'
-`generate` with its dynamic cache. Greedy tokens are compared with those of transformers. Quote the ratios.
+Random weights of a GPT-2 shape, or those of a file, go into every engine that can be imported, as float32.
+The engines take turns, so that a slow minute of the machine hits all of them. Printed: medians, their
+spread, and ratios to transformers' `generate` with its dynamic cache. Greedy tokens are compared with those
+of transformers. Quote the ratios. The time to the first token is prefill, that of each later one is decode.
 ctranslate2 and llama.cpp bring thread pools of their own, which slow everything else in the process: each
 runs in a process of its own, and before each turn there is a pause, in which idle threads stop spinning.
+tinylm has three rows: PyTorch alone, compiled loops (lesson 14), and those with int8 weights, whose text may
+differ. benchmarks/busy.py asks what is left beside a busy neighbour.
 
-With --train, a training step (forward, backward, AdamW) is compared with that of transformers' GPT-2.
+With --train, a training step (forward, backward, AdamW) is compared with that of transformers.
 """
 import argparse, json, multiprocessing, tempfile, time
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -21,29 +26,18 @@ from statistics import median
 import torch
 from torch.nn.functional import cross_entropy
 
-from tinylm import LanguageModel
+from tinylm import (CharTokenizer, LanguageModel, check_count, family_of, load_model, native_reason,
+    quantize_, to_gguf, to_hf)
 from tinylm.bench import SIZES
 
 def to_transformers(model):
-    "The same weights as a GPT-2 of transformers, which stores its linear layers transposed."
-    from transformers import GPT2Config, GPT2LMHeadModel
-    c = model.config
-    peer = GPT2LMHeadModel(GPT2Config(
-        vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
-        n_head=c.n_head, activation_function='gelu_new', resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.,
-        bos_token_id=None, eos_token_id=None, pad_token_id=0)).eval()
-    names = {'attn.c_attn': 'attention.qkv', 'attn.c_proj': 'attention.proj', 'mlp.c_fc': 'mlp.up',
-             'mlp.c_proj': 'mlp.down', 'ln_1': 'norm1', 'ln_2': 'norm2'}
-    state = {'transformer.wte.weight': model.tok_emb.weight, 'transformer.wpe.weight': model.pos_emb.weight,
-             'transformer.ln_f.weight': model.norm.weight, 'transformer.ln_f.bias': model.norm.bias,
-             'lm_head.weight': model.tok_emb.weight}
-    for i, block in enumerate(model.blocks):
-        for theirs, ours in names.items():
-            module = block.get_submodule(ours)
-            state[f'transformer.h.{i}.{theirs}.weight'] = module.weight.T if 'c_' in theirs else module.weight
-            state[f'transformer.h.{i}.{theirs}.bias'] = module.bias
-    peer.load_state_dict(state, strict=False)
-    x = torch.randint(c.vocab_size, (1, 8))
+    "The same weights in transformers, which shall write on whatever it has written."
+    from transformers import AutoModelForCausalLM
+    with tempfile.TemporaryDirectory() as folder:
+        to_hf(model, folder)
+        peer = AutoModelForCausalLM.from_pretrained(folder).eval()
+    peer.config.eos_token_id = peer.generation_config.eos_token_id = None
+    x = torch.randint(model.config.vocab_size, (1, 8))
     with torch.no_grad(): same = torch.allclose(peer(x).logits, model(x)[0], atol=1e-3)
     assert same, 'the peer has other weights'
     return peer
@@ -63,30 +57,6 @@ def to_ctranslate2(model, folder):
             return Words()
     Converter(str(folder/'hf')).convert(str(folder/'ct2'), force=True)
     return folder/'ct2'
-
-def to_gguf(model, folder):
-    "A GGUF file of the `gpt2` architecture, float32, with a vocabulary of made-up words."
-    import gguf, numpy as np
-    c, path = model.config, folder/'model.gguf'
-    w = gguf.GGUFWriter(path, 'gpt2')
-    w.add_context_length(c.block_size); w.add_embedding_length(c.n_embd); w.add_feed_forward_length(c.n_wide)
-    w.add_block_count(c.n_layer); w.add_head_count(c.n_head)
-    w.add_layer_norm_eps(c.norm_eps); w.add_file_type(0)
-    w.add_tokenizer_model('gpt2'); w.add_tokenizer_pre('gpt-2'); w.add_token_merges(['t 0'])
-    w.add_token_list([f't{i}' for i in range(c.vocab_size)]); w.add_token_types([1]*c.vocab_size)
-    w.add_bos_token_id(0); w.add_eos_token_id(0); w.add_add_bos_token(False)
-    names = {'attn_qkv': 'attention.qkv', 'attn_output': 'attention.proj', 'ffn_up': 'mlp.up',
-             'ffn_down': 'mlp.down', 'attn_norm': 'norm1', 'ffn_norm': 'norm2'}
-    tensors = {'token_embd.weight': model.tok_emb.weight, 'position_embd.weight': model.pos_emb.weight,
-               'output.weight': model.tok_emb.weight, 'output_norm.weight': model.norm.weight,
-               'output_norm.bias': model.norm.bias}
-    for i, block in enumerate(model.blocks):
-        for theirs, ours in names.items():
-            module = block.get_submodule(ours)
-            tensors |= {f'blk.{i}.{theirs}.{part}': getattr(module, part) for part in ('weight', 'bias')}
-    for name, t in tensors.items(): w.add_tensor(name, t.detach().numpy().astype(np.float32))
-    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
-    return path
 
 def ctranslate2_engine(path, threads, block_size):
     import ctranslate2
@@ -135,21 +105,27 @@ def timed(engine):
 
 def engines(model, args, folder):
     "Name -> function of (prompt, n) that returns the seconds and the whole text, greedily."
-    yield 'tinylm', timed(lambda idx, n: model.decode(idx, n, temperature=0))
+    def ours(m, compile): return timed(lambda idx, n: m.decode(idx, n, temperature=0, compile=compile))
+    yield 'tinylm eager', ours(model, False)
+    if why := native_reason(model): print(f'no compiled loops: {why}')
+    else:
+        yield 'tinylm native', ours(model, True)
+        yield 'tinylm native int8', ours(quantize_(deepcopy(model)), True)
     peer = to_transformers(model)
     plain = dict(do_sample=False, pad_token_id=0)
     def generate(idx, n, **more):
         with torch.inference_mode():
-            return peer.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=n, min_new_tokens=n,
+            return peer.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=n,
                                  **plain, **more)
     yield 'transformers', timed(generate)
     if args.static:
         yield 'transformers static', timed(lambda idx, n: generate(idx, n, cache_implementation='static'))
-    about = torch.get_num_threads(), model.config.block_size
-    if find_spec('ctranslate2'):
+    about = torch.get_num_threads(), args.prompt + args.new
+    if find_spec('ctranslate2') and family_of(model.config) == 'gpt2':
         yield 'ctranslate2', InItsOwnProcess(ctranslate2_engine, to_ctranslate2(model, folder), *about)
     if find_spec('llama_cpp') and find_spec('gguf'):
-        yield 'llama.cpp', InItsOwnProcess(llama_engine, to_gguf(model, folder), *about)
+        to_gguf(model, folder/'model.gguf')
+        yield 'llama.cpp', InItsOwnProcess(llama_engine, folder/'model.gguf', *about)
 
 def compare_decoding(model, args, folder):
     idx = torch.randint(model.config.vocab_size, (1, args.prompt))
@@ -162,7 +138,7 @@ def compare_decoding(model, args, folder):
             for times, n in ((first, 1), (whole, args.new)):
                 times[name].append(min(engine(idx, n)[0] for _ in range(3)))
     per_token = {n: [(w - f)/(args.new - 1) for w, f in zip(whole[n], first[n])] for n in ways}
-    print(f'size {args.size}, prompt {args.prompt}, {args.new} new tokens, '
+    print(f'{args.checkpoint or "size " + args.size}, prompt {args.prompt}, {args.new} new tokens, '
           f'{torch.get_num_threads()} threads, torch {torch.__version__}; ratios to transformers, pairwise')
     print(f'{"engine":20} {"tokens/s":>9} {"ratio":>6} {"min":>6} {"max":>6}   {"TTFT ms":>8} {"ratio":>6}   '
           f'same text')
@@ -190,7 +166,7 @@ def compare_training(model, args):
         for name, step in ways.items():
             start = time.perf_counter(); step(x, y)
             if round_: seconds[name].append(time.perf_counter() - start)            # the first is the warm-up
-    print(f'size {args.size}, training step of {args.batch} × {c.block_size} tokens, '
+    print(f'{args.checkpoint or "size " + args.size}, training step of {args.batch} × {c.block_size} tokens, '
           f'{torch.get_num_threads()} threads, torch {torch.__version__}')
     for n in ways:
         r = [b/a for a, b in zip(seconds[n], seconds['transformers'])]
@@ -200,6 +176,7 @@ def compare_training(model, args):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--size', choices=SIZES, default='S')
+    p.add_argument('--checkpoint', help='a model in any format that tinylm reads, in place of --size')
     p.add_argument('--prompt', type=int, default=16, help='tokens that are read first (%(default)s)')
     p.add_argument('--new', type=int, default=40, help='tokens that are written (%(default)s)')
     p.add_argument('--repeats', type=int, default=7, help='rounds (%(default)s)')
@@ -208,10 +185,26 @@ def main():
     p.add_argument('--batch', type=int, default=12, help='windows in a training step (%(default)s)')
     args = p.parse_args()
     torch.manual_seed(0)
-    model = LanguageModel(SIZES[args.size]).eval()
-    for q in model.parameters():                  # so that greedy texts are not one token repeated
-        if q.ndim > 1: torch.nn.init.normal_(q, std=.05)
+    try: model = prepared(args)
+    except (ValueError, OSError, ImportError) as e: p.error(str(e))
     if args.train: return compare_training(model, args)
     with tempfile.TemporaryDirectory() as folder: compare_decoding(model, args, Path(folder))
+
+def prepared(args):
+    "The model that all shall run, and numbers that make sense for it."
+    for name, least in dict(prompt=1, new=2, repeats=1, batch=1).items():
+        check_count(name, getattr(args, name), least)
+    model = load_model(args.checkpoint) if args.checkpoint else toy(SIZES[args.size])
+    family_of(model.config)                       # what transformers does not know says so
+    check_count('prompt + new', args.prompt + args.new, most=model.config.block_size)
+    return model
+
+def toy(config):
+    "Random weights, and a vocabulary for those who ask for one."
+    chars = ''.join(map(chr, range(256, 256 + config.vocab_size)))
+    model = LanguageModel(config, CharTokenizer(chars)).eval()
+    for q in model.parameters():                  # so that greedy texts are not one token repeated
+        if q.ndim > 1: torch.nn.init.normal_(q, std=.05)
+    return model
 
 if __name__ == '__main__': main()

@@ -15,12 +15,13 @@ import argparse
 import hashlib
 from ast import literal_eval
 from dataclasses import fields, replace
+from functools import cache
 from statistics import median
 
 import torch
 
-from tinylm import (PRESETS, CharTokenizer, CountModel, LanguageModel, Trainer, evaluate, load_corpus,
-                    train_val_split)
+from tinylm import (PRESETS, CharTokenizer, CountModel, LanguageModel, Trainer, check_count, evaluate,
+                    load_corpus, train_val_split)
 
 RECORDS = { # each is the one before it and a change
     'AdamW': dict(optimizer='adamw', lr=5e-3, warmup=100, steps=1400),
@@ -63,6 +64,7 @@ class Text:
         self.known, self.hidden = text[:len(self.parts[0])], text[len(self.parts[0]):]
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()
 
+    @cache
     def count(self, block_size):
         "The loss of five-letter counts on the same windows."
         return CountModel(self.known, tokens=self.tokenizer.chars).loss(self.hidden, block_size)
@@ -73,17 +75,20 @@ def configs(changes, like='course'):
     mine = {k: v for k, v in changes.items() if k in {f.name for f in fields(shape)}}
     return replace(shape, **mine), replace(recipe, **{k: v for k, v in changes.items() if k not in mine})
 
-def run(text, shape, recipe):
-    "Train once: validation loss and seconds."
+def begun(text, shape, recipe):
+    "A run that has not made a step."
     torch.manual_seed(recipe.seed)
     model = LanguageModel(replace(shape, vocab_size=text.tokenizer.vocab_size), text.tokenizer)
-    trainer = Trainer(model, *text.parts, recipe)
-    while trainer.step < recipe.steps: trainer.update()
-    return evaluate(model, text.parts[1]), trainer.seconds
+    return Trainer(model, *text.parts, recipe)
 
-def row(text, name, changes, like, seeds):
+def run(text, shape, recipe):
+    "Train once: validation loss and seconds."
+    trainer = begun(text, shape, recipe)
+    while trainer.step < recipe.steps: trainer.update()
+    return evaluate(trainer.model, text.parts[1]), trainer.seconds
+
+def row(text, name, shape, recipe, seeds):
     "Train with a few seeds, and print what came out."
-    shape, recipe = configs(changes, like)
     losses, seconds = zip(*(run(text, shape, replace(recipe, seed=recipe.seed+i)) for i in range(seeds)))
     beats = 'beats the count' if median(losses) < text.count(shape.block_size) else ''
     print(f'{name:36} {recipe.steps:6} {median(seconds):7.1f} s   {median(losses):.3f} ({min(losses):.3f} to '
@@ -107,15 +112,22 @@ def main():
     which.add_argument('--parts', action='store_true', help='the modern parts, one change a row')
     which.add_argument('--search', action='store_true', help='one change a row')
     args = p.parse_args()
-    given = dict(args.changes)
-    try: text, (shape, recipe) = Text(load_corpus(args.corpus)), configs(given, args.like)
-    except (TypeError, ValueError, OSError) as e: p.error(str(e))
+    try: measure(args)
+    except (TypeError, ValueError, OSError, RuntimeError, MemoryError) as e:
+        p.error(' '.join(str(e).split()) or repr(e))
+
+def measure(args):
+    "One row after another; what no row can train is said before the first."
+    seeds, given = check_count('seeds', args.seeds), dict(args.changes)
+    text, (shape, recipe) = Text(load_corpus(args.corpus)), configs(given, args.like)
     yours = ' '.join(f'{k}={v}' for k, v in given.items()) or args.like
     one = search(recipe) if args.search else {yours: {}}
     rows = RECORDS if args.records else PARTS if args.parts else one
+    rows = {name: configs(given | changes, args.like) for name, changes in rows.items()}
+    for shape_and_recipe in rows.values(): begun(text, *shape_and_recipe)
     print(f'{args.corpus}, SHA-256 {text.sha256[:12]}…; {torch.get_num_threads()} threads, '
-          f'torch {torch.__version__}; {args.seeds} seeds; the count: {text.count(shape.block_size):.3f}')
+          f'torch {torch.__version__}; {seeds} seeds; the count: {text.count(shape.block_size):.3f}')
     print(f'{"":36} {"steps":>6} {"time":>9}   loss (spread)')
-    for name, changes in rows.items(): row(text, name, given | changes, args.like, args.seeds)
+    for name, shape_and_recipe in rows.items(): row(text, name, *shape_and_recipe, seeds)
 
 if __name__ == '__main__': main()

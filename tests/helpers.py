@@ -87,16 +87,17 @@ def decided(model, idx, n):
 
 # --- processes
 
-def ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # a shell's background hands it down as ignored
+def usual_signals(): # a shell's background and nohup hand some down as ignored
+    for s in (signal.SIGINT, signal.SIGHUP): signal.signal(s, signal.SIG_DFL)
 
 def start(*words, **how):
     "A process in which Ctrl-C works, whoever started the tests."
-    return subprocess.Popen([str(w) for w in words], preexec_fn=ctrl_c, **how)
+    return subprocess.Popen([str(w) for w in words], preexec_fn=usual_signals, **how)
 
 def run(*words, **how):
     "Such a process, waited for, with what it said."
     how = dict(capture_output=True, text=True) | how
-    return subprocess.run([str(w) for w in words], preexec_fn=ctrl_c, **how)
+    return subprocess.run([str(w) for w in words], preexec_fn=usual_signals, **how)
 
 def start_python(*words, **how): return start(sys.executable, *words, **how)
 

@@ -9,14 +9,18 @@ from browser import CHROME, HOW
 if not CHROME: pytest.skip(HOW, allow_module_level=True)
 pytest.importorskip('playwright')
 pytestmark = pytest.mark.browser
-from test_widgets import EVIL, batches, lane, means, race, small, squeezed, timeline, widgets
+from test_conversation import MACHINE, talker
+from test_widgets import EVIL, KINDS, batches, lane, means, race, small, squeezed, timeline, widgets
 
+from tinylm.conversation import chat, phases_of
 from tinylm.cost import Ledger, Timeline
 from tinylm.data import CharTokenizer
 from tinylm.decoding import probabilities
+from tinylm.explorer import CostExplorer
+from tinylm.play import Playground
 from tinylm.training import course_model
-from tinylm.widgets import AttentionMap, BatchTimeline, DecodeTimeline, PhaseRace, TokenProbabilities
-from tinylm.widgets import _label, _whole
+from tinylm.widgets import AttentionMap, BatchTimeline, ChatBox, DecodeTimeline, PhaseRace, TokenProbabilities
+from tinylm.widgets import _drawing, _label, _plain, _script, _whole
 
 TEXT = 'a bad cafe\nabc'
 
@@ -505,6 +509,18 @@ def test_play_goes_through_the_steps_of_all_charts(show):
     card.get_by_role('button', name='play').wait_for()
     assert len(set(card.locator('.headline').evaluate_all("es => es.map(e => e.getAttribute('x'))"))) == 1
 
+def test_play_pause_play_is_no_faster_than_play(show):
+    page = show(BatchTimeline(batches()).to_html()); card = page.locator('.tlm'); settle(card)
+    page.clock.install(time=0); page.clock.pause_at(1000)               # nothing moves but by `run_for`
+    play = card.locator('.scrub button')
+    for _ in range(3): play.click(); page.clock.run_for(25)            # a frame, to draw
+    assert 'pause' in play.inner_text()
+    for i in range(2, 5):
+        page.clock.run_for(355)
+        assert card.locator('.slide output').inner_text().startswith(f'{i} of ')
+    play.click(); page.clock.run_for(2000)
+    assert card.locator('.slide output').inner_text().startswith('4 of ') and 'play' in play.inner_text()
+
 # --- the next token
 
 def check_probabilities(card, logits, **dials):
@@ -549,9 +565,117 @@ def test_draws_repeat_and_follow_the_distribution(show):
         assert card.locator('.draws code').count() == n
         card.get_by_role('button', name='draw').click()
 
+# --- the chat
+
+def talk(*questions, n=12):
+    talk = chat(talker(), max_new_tokens=n)
+    for q in questions or ('what is a token?', 'a word', 'a piece of a word'): ''.join(talk.say(q))
+    return talk
+
+def check_chat(card, data):
+    "What was said, what each answer took, and for each turn its tokens on the clock and the table."
+    settle(card)
+    said = [t[key] for t in data['turns'] for key in ('asked', 'answer')]
+    parts = [p.text_content() for p in card.locator('.log p').all()]
+    assert parts == [who + words for words, who in zip(said, ['You: ', 'Model: ']*len(said))]
+    for button, t in zip(card.locator('.facts').all(), data['turns'], strict=True):
+        button.click(); settle(card)
+        assert card.locator('[aria-pressed=true]').count() == 1
+        assert button.get_attribute('aria-pressed') == 'true'
+        for words in (f'{t["read"]} read', f'{t["saved"]} from the cache', f'{len(t["ms"])-1} decoded'):
+            assert words in button.inner_text()
+        kinds = card.locator('[data-place]').evaluate_all("es => es.map(e => e.classList[0])")
+        assert kinds == ['prefill'] + ['decode']*(len(t['ms'])-1)
+        widths = card.locator('[data-place]').evaluate_all("es => es.map(e => +e.getAttribute('width'))")
+        assert all(abs(w*sum(t['ms'])/sum(widths) - ms) < .05*sum(t['ms']) for w, ms in zip(widths, t['ms']))
+        assert card.locator('.turn .t').all_text_contents() == t['tokens']
+
+def chat_table(card):
+    settle(card)
+    cells = [row.locator('td').all_inner_texts() for row in card.locator('tr[data-phase]').all()]
+    return [[c.replace(' ms', '') for c in row] for row in cells]
+
+def test_the_chat_shows_every_turn_and_the_numbers_of_the_library(show):
+    c = talk(); box = ChatBox(c, MACHINE); card = show(box.to_html()).locator('.tlm')
+    check_chat(card, box.data)
+    for i, turn in enumerate(c.turns):
+        card.locator('.facts').nth(i).click()
+        assert chat_table(card) == [line.split() for line in phases_of(turn, MACHINE).splitlines()[1:]]
+    assert card.locator('svg.roof .took').count() == card.locator('svg.roof .least').count() == 2
+    assert card.locator('textarea').count() == 0 and 'a record' in card.locator('.note').last.inner_text()
+
+def test_the_marks_of_the_roofline_stand_where_its_axes_say(show):
+    c = talk(); card = show(ChatBox(c, MACHINE).to_html()).locator('.tlm'); settle(card)
+    digit = {c: str(i) for i, c in enumerate('⁰¹²³⁴⁵⁶⁷⁸⁹')} | {'⁻': '-'}
+    texts = card.locator('svg.roof text').evaluate_all("""es => es
+        .filter(e => e.textContent.startsWith('10'))
+        .map(e => [e.textContent.slice(2), ...['text-anchor', 'x', 'y'].map(k => e.getAttribute(k))])""")
+    marks = lambda kind: card.locator(f'svg.roof .{kind}').evaluate_all(
+        "es => es.map(e => { const b = e.getBBox(); return [b.x + b.width/2, b.y + b.height/2]; })")
+    for kind, seconds in (('took', lambda line: sum(line.seconds)),
+                          ('least', lambda line: sum(map(MACHINE.seconds, line.costs)))):
+        for (x, y), line in zip(marks(kind), c.turns[-1].phases().values()):
+            cost = sum(line.costs, Ledger())
+            assert place(texts, 'middle', 0, digit)(math.log10(cost.intensity)) == pytest.approx(x, abs=1)
+            rate = math.log10(cost.flops/seconds(line))
+            assert place(texts, 'end', 1, digit)(rate) == pytest.approx(y, abs=1)
+
+def place(texts, anchor, at, digit):
+    "From the logarithm of a value to pixels, by the first and the last number of an axis."
+    ends = [(int(''.join(digit[c] for c in k)), (float(x), float(y) - 4)[at])
+            for k, kind, x, y in texts if kind == anchor]
+    (k0, p0), (k1, p1) = ends[0], ends[-1]
+    return lambda v: p0 + (v - k0)/(k1 - k0)*(p1 - p0)
+
+def test_keys_move_through_the_tokens_of_a_turn(show):
+    box = ChatBox(talk(), MACHINE, turn=0); t = box.data['turns'][0]; n = len(t['ms'])
+    card = show(box.to_html()).locator('.tlm')
+    plot = card.locator('.turn svg').first; plot.focus()
+    for key, i in (('ArrowRight', 1), ('ArrowRight', 2), ('End', n-1), ('ArrowRight', n-1), ('Home', 0),
+                   ('ArrowLeft', 0)):
+        plot.press(key); settle(card)
+        words = f'Token {i+1} {t["tokens"][i]}: {"decode" if i else "prefill"}, {t["ms"][i]:.2f} ms'
+        assert plot.get_attribute('aria-label').startswith(words)
+        assert card.locator('.t.now').text_content() == t['tokens'][i]
+
+def test_a_chat_of_nothing_is_a_page_too(show):
+    card = show(ChatBox(chat(talker()), MACHINE).to_html()).locator('.tlm'); settle(card)
+    assert 'Nothing was said yet.' in card.inner_text() and not card.locator('table').is_visible()
+
+def test_the_page_asks_for_more_until_the_answer_is_there(show):
+    box = ChatBox(talk('a word'), MACHINE); page = show(live(box)); card = page.locator('.tlm')
+    told = lambda: page.evaluate('() => window.told.splice(0)')
+    put = lambda **traits: [page.evaluate('([k, v]) => window.put(k, v)', [*item]) for item in traits.items()]
+    field, stop = card.get_by_label('Your message'), card.get_by_role('button', name='Stop')
+    field.fill('  '); field.press('Enter'); assert told() == []
+    field.fill('<i>what?'); card.get_by_role('button', name='Send').click()
+    assert told() == [{'say': '<i>what?'}] and field.input_value() == ''
+    assert card.locator('.log').get_attribute('aria-busy') == 'true'
+    for step, answer in enumerate(('', 'a ', 'a <b>')):
+        put(detail={'asked': '<i>what?', 'answer': answer, 'step': step}); settle(card)
+        assert told() == [{'more': step}]
+        assert [p.text_content() for p in card.locator('.log > div').last.locator('p').all()] == \
+            ['You: <i>what?', 'Model: ' + (answer or '…')]
+    field.fill('soon'); field.press('Enter'); settle(card); assert told() == []
+    assert 'One answer at a time' in card.locator('.say').first.inner_text()
+    stop.click(); assert told() == [{'stop': True}]
+    put(detail={'asked': '<i>what?', 'answer': 'a <b>c', 'step': 3}); assert told() == []   # was on its way
+    put(data=ChatBox(talk('a word', 'what?'), MACHINE).data, chosen={'turn': None}, detail={'line': ''})
+    settle(card)
+    assert card.locator('.facts').count() == 2 and not stop.is_visible() and field.input_value() == 'soon'
+    field.press('Enter'); assert told() == [{'say': 'soon'}]
+    put(detail={'line': 'ValueError: no', 'text': 'soon'}); settle(card)
+    assert field.input_value() == 'soon' and card.locator('.say').first.inner_text() == 'ValueError: no'
+
+def test_a_view_that_opens_in_the_middle_of_an_answer_goes_on_with_it(show):
+    page = show(live(ChatBox(talk('a'), MACHINE), asked='what?', answer='a w', step=4))
+    settle(page.locator('.tlm'))
+    assert page.evaluate('() => window.told') == [{'more': 4}]
+    assert page.locator('.log p').last.text_content() == 'Model: a w'
+
 # --- strangers in the text
 
-@pytest.mark.parametrize('i', range(5))
+@pytest.mark.parametrize('i', KINDS)
 def test_tokens_run_nothing_and_are_shown(show, i):
     page = show(widgets()[i].to_html()); card = page.locator('.tlm'); settle(card)
     for view in ('all heads', 'phases', 'one head') if i == 0 else ():
@@ -564,8 +688,10 @@ def test_tokens_run_nothing_and_are_shown(show, i):
     assert page.evaluate(f"""() => [window.hacked, document.querySelectorAll('script').length,
         {SHADOW}.querySelectorAll('script, img').length]""") == [None, 1, 0]
     if i == 3: assert card.locator('.batch .head b').all_text_contents() == EVIL; return
+    if i > 5: return                                     # they show no token of somebody else's
     text = card.inner_text()
-    for token in EVIL: assert _label(token) in text, token
+    shown = _plain if i == 5 else _label
+    for token in EVIL: assert shown(token).strip() in text, token
 
 # --- looks
 
@@ -603,16 +729,17 @@ def test_the_theme_follows_a_switch(show):
     page.evaluate("() => { document.body.className = 'quarto-dark'; }")
     page.locator('.tlm[data-theme=dark]').wait_for()
 
-@pytest.mark.parametrize('i', range(5))
+@pytest.mark.parametrize('i', KINDS)
 @pytest.mark.parametrize('width', [360, 900, 1280])
 def test_nothing_sticks_out(show, i, width):
     w = [AttentionMap(small(), TEXT, view='phases'),
          DecodeTimeline(lines(), CharTokenizer('abcdefgh \n'), 'abcd'),
-         TokenProbabilities(small(), TEXT), BatchTimeline(batches()), race()[0]][i]
+         TokenProbabilities(small(), TEXT), BatchTimeline(batches()), race()[0],
+         ChatBox(talk('what'*30), MACHINE), CostExplorer(), Playground(small())][i]
     page = show(w.to_html(), viewport={'width': width, 'height': 720}); settle(page.locator('.tlm'))
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
 
-@pytest.mark.parametrize('i', range(5))
+@pytest.mark.parametrize('i', KINDS)
 def test_whatever_takes_the_focus_has_a_name(show, i):
     page = show(widgets()[i].to_html()); settle(page.locator('.tlm'))
     nameless = page.evaluate("""() => {
@@ -622,6 +749,38 @@ def test_whatever_takes_the_focus_has_a_name(show, i):
             .filter(e => e.offsetParent !== null && !named(e))
             .map(e => e.outerHTML.slice(0, 80)); }""" % SHADOW)
     assert nameless == []
+
+# the drawing as anywidget runs it: a module, and a model whose other end takes notes of what it is told
+LIVE = '''<div id="el"></div><script type="module">{drawing}
+const state = {values}; window.told = []; window.on = {{}};
+const model = {{ get: k => state[k], set: (k, v) => {{ state[k] = v; }}, save_changes() {{}}, off() {{}},
+  on: (event, f) => {{ window.on[event] = f; }}, send: message => window.told.push(message) }};
+window.put = (k, v) => {{ state[k] = v; window.on['change:' + k]?.(); }};
+render({{ model, el: document.querySelector('#el') }});
+</script>'''
+
+def live(w, **detail):
+    values = {'data': w.data, 'chosen': w.chosen, 'detail': detail}
+    drawing = _drawing(w.rooms).removesuffix('export default { render };')
+    return LIVE.format(drawing=drawing, values=_script(values))
+
+@pytest.mark.parametrize('form', ['page', 'live'])
+@pytest.mark.parametrize('i', KINDS)
+def test_every_widget_says_in_words_what_it_is(show, i, form):
+    w = widgets()[i]; page = show(w.to_html() if form == 'page' else live(w)); card = page.locator('.tlm')
+    settle(card)
+    heading, label = card.locator('b').first.text_content(), card.get_attribute('aria-label')
+    assert card.get_attribute('role') == 'group' and label.startswith(heading + ', ')
+    wordless = card.evaluate('''card => [...card.querySelectorAll('svg, canvas, .wheel')]
+        .filter(e => e.checkVisibility() && !e.closest('[aria-hidden=true], button[aria-label]'))
+        .filter(e => !e.matches('[role=img][aria-label], [role=application][aria-label]'))
+        .map(e => e.outerHTML.slice(0, 80))''')
+    assert wordless == []
+
+@pytest.mark.parametrize('i', KINDS)
+def test_where_no_scripts_run_the_picture_has_words_too(show, i):
+    w = widgets()[i]; page = show(w.to_html(), script=False)
+    assert page.locator('img').get_attribute('alt') == repr(w)
 
 def test_a_viewer_without_scripts_shows_the_picture(show):
     page = show(AttentionMap(small(), TEXT).to_html(), script=False)
@@ -724,12 +883,85 @@ def test_a_large_live_map_asks_for_the_head_that_is_chosen(open_notebook, lab):
     assert 'the chosen head has every weight' in card.locator('.note').last.inner_text()
     assert nb.page.bad == []
 
+TALK = '''
+import time, torch
+from tinylm import ChatBox, LanguageModel, LMConfig, Machine, chat, train_subwords
+torch.manual_seed(0)
+template = ("{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content }}<|im_end|>\\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}")
+tokenizer = train_subwords('what is a token? a piece of a word. '*9, 300, ['<|im_end|>', '<|im_start|>'],
+                           chat_template=template)
+model = LanguageModel(LMConfig(tokenizer.vocab_size, block_size=512, n_layer=2, n_embd=32), tokenizer).eval()
+for p in model.parameters(): p.data.mul_(4)
+pause = 0.
+model.blocks[0].register_forward_pre_hook(lambda *_: time.sleep(pause))
+talk = chat(model, max_new_tokens=40)
+box = ChatBox(talk, Machine(1e11, 1e10, 1e-6)); live = box.widget()'''
+
+def test_a_live_chat_in_jupyterlab(open_notebook, lab):
+    cells = [nbformat.v4.new_code_cell(c, id=f'cell{i}') for i, c in enumerate((TALK, 'live'))]
+    kernel = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), lab[1]/'chat.ipynb')
+    nb = open_notebook('chat.ipynb').run_all(); page, card = nb.page, nb.widgets().first; card.wait_for()
+    field, answers = card.get_by_label('Your message'), card.locator('.facts')
+    field.click(); page.keyboard.type('a b dd 00 m x?'); page.keyboard.press('Shift+Enter')
+    page.keyboard.type('<b>é'); page.keyboard.press('Enter')         # JupyterLab takes none of these keys
+    answers.wait_for()
+    asked = 'a b dd 00 m x?\n<b>é'
+    assert value(nb, 'talk.messages[0]["content"]') == asked and page.locator('.jp-Cell').count() == 2
+    nb.python('print("".join(talk.say("what is a token?")))')         # from a cell, into the same cache
+    say(card, 'a word'); answers.nth(2).wait_for()
+    check_chat(card, value(nb, 'box.data'))
+    assert value(nb, 'len(talk.turns)') == 3
+
+    nb.python('pause = .1')
+    say(card, 'a piece'); grown = growing(card)                                # token by token
+    assert nb.python('print(1 + 1)') == '2' and card.get_by_role('button', name='Stop').is_visible()
+    field.fill('too soon'); field.press('Enter'); settle(card)
+    assert 'One answer at a time' in card.locator('.say').first.inner_text()
+    assert field.input_value() == 'too soon'
+    field.press('Escape'); answers.nth(3).wait_for()
+    assert 'stopped' in answers.nth(3).inner_text()
+    last = card.locator('.log p').last.text_content().removeprefix('Model: ')
+    assert _plain(value(nb, 'talk.messages[-1]["content"]')) == last and last.startswith(grown)
+
+    field.fill(''); say(card, 'a word'); growing(card)
+    card.get_by_role('button', name='■ Stop').click()
+    answers.nth(4).wait_for()
+    assert 'stopped' in answers.nth(4).inner_text()
+    say(card, 'a'*9000); card.get_by_text('ValueError: ').wait_for()           # one line, and nothing is lost
+    assert field.input_value() == 'a'*9000 and answers.count() == 5
+    nb.python('pause = 0.'); say(card, 'a word'); answers.nth(5).wait_for()
+    check_chat(card, value(nb, 'box.data'))
+    dark(page); check_dark(card)
+    assert page.bad == []
+
+def say(card, text):
+    card.get_by_label('Your message').fill(text); card.get_by_role('button', name='Send').click()
+
+def growing(card):
+    "Wait until an answer has grown twice; what it was then."
+    words = card.locator('.log > div').last.locator('.answer span').last
+    longer = '([e, n]) => e.textContent.length > n'
+    wait = lambda n: card.page.wait_for_function(longer, arg=[words.element_handle(), n])
+    wait(1); seen = words.text_content(); wait(len(seen))
+    assert words.text_content().startswith(seen)
+    return seen
+
 # how many widgets; lesson 03 has a picture that grows, and trains for a minute
-LESSONS = {'01_attention': 1, '04_decode': 2, '05_kv_cache': 3, '10_batching': 1}
+LESSONS = {'01_attention': 1, '04_decode': 2, '05_kv_cache': 3, '10_batching': 1, 'conversation': 1}
+
+def cut_after_the_last_widget(path):
+    "What follows no widget needs; that all of a lesson runs is shown in `test_notebooks`."
+    nb = nbformat.read(path, 4)
+    last = max(i for i, c in enumerate(nb.cells) if 'tinylm-widget' in str(c.get('outputs')))
+    nb.cells = nb.cells[:last+1]
+    nbformat.write(nb, path)
 
 @pytest.mark.parametrize('name', LESSONS)
-def test_lessons_with_a_widget_in_jupyterlab(open_notebook, name):
+def test_lessons_with_a_widget_in_jupyterlab(open_notebook, lab, name):
     course_model()                                           # in the cache folder before a kernel asks for it
+    cut_after_the_last_widget(lab[1]/f'{name}.ipynb')
     nb = open_notebook(f'{name}.ipynb').run_all(); cards = nb.widgets().all()
     assert len(cards) == LESSONS[name]
     if name == '01_attention':
@@ -750,6 +982,9 @@ def test_lessons_with_a_widget_in_jupyterlab(open_notebook, name):
         slide(chunks, 'Pass', 2); assert facts(chunks) == work([7, 1, 12, 9], 2)
         shown = 'DecodeTimeline(lines, model.tokenizer, model.tokenizer.decode(prompt[0])).data'
         check_timeline(clock, value(nb, shown))
+    if name == 'conversation':
+        assert value(nb, 'len(box.data["turns"])') == 5
+        check_chat(cards[0], value(nb, 'box.data'))
     if name == '10_batching':
         records = value(nb, '{name: e.record() for name, e in engines.items()}')
         check_batches(cards[0], records, lambda t: _label(course_model().tokenizer.decode([t])))

@@ -1,5 +1,5 @@
 "The command line as a person meets it: `main` in this process for speed, real ones where signals matter."
-import io, json, os, re, signal, subprocess, sys, threading, time, unicodedata
+import io, json, os, pty, re, select, shutil, signal, subprocess, sys, threading, time, unicodedata
 from pathlib import Path
 
 import pytest
@@ -150,12 +150,11 @@ def test_a_model_that_this_machine_cannot_hold_is_refused_with_both_sizes(capsys
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits():
-    words = ['train', '--corpus', 'text.txt', '--steps', '400', *TINY, '--dropout', '.1']
-    whole = process(*words, '--out', 'whole.safetensors')
-    assert whole.wait(240) == 0
-    broken = process(*words, '--out', 'broken.safetensors')
+    words = ['train', '--corpus', 'text.txt', *TINY, *'--steps 400 --dropout .1 --eval-every 50'.split()]
+    whole, broken = (process(*words, '--out', f'{name}.safetensors') for name in ('whole', 'broken'))
     wait_for(Path('broken.safetensors'), broken)
     broken.kill(); broken.wait()
+    assert whole.wait(240) == 0
     state = Path('broken.training.safetensors').read_bytes()
     assert b'"step": 400' not in state                                # it really was cut off
     resumed = process(*words, '--out', 'broken.safetensors', '--resume')
@@ -220,12 +219,13 @@ def test_a_terminal_without_the_characters_gets_others():
 @pytest.mark.slow
 @pytest.mark.parametrize('module', ['tinylm', 'tinylm.cli'])
 def test_python_m_is_the_command(module):
-    go = lambda *words: run_python('-m', module, *words, env=ENV)
-    done = go('--version')
-    assert done.returncode == 0 and done.stdout.startswith('tinylm ') and done.stderr == ''
-    done = go('dance')
-    assert done.returncode == 2 and done.stdout == ''
-    assert re.fullmatch("tinylm: .*invalid choice: 'dance'.*\n", done.stderr)
+    pipes = dict(text=True, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    version, wrong = (start_python('-m', module, word, **pipes) for word in ('--version', 'dance'))
+    out, err = version.communicate()
+    assert version.returncode == 0 and out.startswith('tinylm ') and err == ''
+    out, err = wrong.communicate()
+    assert wrong.returncode == 2 and out == ''
+    assert re.fullmatch("tinylm: .*invalid choice: 'dance'.*\n", err)
 
 @pytest.mark.slow
 def test_importing_the_modules_of_the_command_starts_nothing():
@@ -259,7 +259,7 @@ def test_main_works_in_a_thread_and_leaves_the_process_as_it_was(capsys):
                                                      '9223372036854775807'),
     ('generate --checkpoint a --prompt b --top-p 1.5', 'top_p is 1.5'),
     ('generate --checkpoint a --prompt b --temperature nan', 'temperature is nan'),
-    ('bench --compile', 'unrecognized arguments: --compile'),
+    ('bench --compiled', 'unrecognized arguments: --compiled'),
     ('train --device gpu', "device is 'gpu': this machine has cpu"),
     ('train --device meta', "device is 'meta'"), ('train --n-kv-head 2', 'unrecognized arguments')])
 def test_one_line_for_bad_words(capsys, words, says):
@@ -302,20 +302,26 @@ OTHER = dict(block_size=8, n_layer=2, n_head=1, n_embd=32, dropout=.1, steps=6, 
              min_lr=1e-5, warmup=3,
              weight_decay=.2, beta1=.8, beta2=.99, grad_clip=2., seed=3)
 
-@pytest.fixture
-def stopped(capsys, monkeypatch):
-    "A run with a recipe of its own, stopped after ten of twelve steps, and the bytes of an unbroken one."
-    words = ['train', '--corpus', 'text.txt', *TINY, '--steps', 12, '--lr', .004, '--dropout', .2, '--seed',
-             7]
-    assert run(capsys, *words, '--out', 'whole.safetensors')[0] == 0
-    save, times = LanguageModel.save_safetensors, []
-    def stop(self, path):
-        save(self, path); times.append(path)
-        raise KeyboardInterrupt
-    with monkeypatch.context() as m:
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "A folder with a run that was stopped after ten of twelve steps, and with an unbroken one."
+    folder = tmp_path_factory.mktemp('runs')
+    words = ['train', '--corpus', 'text.txt', *TINY, *'--steps 12 --lr .004 --dropout .2 --seed 7'.split()]
+    save = LanguageModel.save_safetensors
+    def stop(self, path, *how): save(self, path, *how); raise KeyboardInterrupt
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(folder)
+        Path('text.txt').write_text(TEXT)
+        assert main([*words, '--out', 'whole.safetensors']) == 0
         m.setattr(LanguageModel, 'save_safetensors', stop)
-        assert run(capsys, *words, '--out', 'm.safetensors')[0] == 130
-    assert read_run('m.training.safetensors').progress['step'] == 10
+        assert main([*words, '--out', 'm.safetensors']) == 130
+    assert read_run(folder/'m.training.safetensors').progress['step'] == 10
+    return folder
+
+@pytest.fixture
+def stopped(runs):
+    "The files of the run that was stopped, and the bytes of an unbroken one."
+    for file in runs.iterdir(): shutil.copy(file, '.')
     return Path('whole.safetensors').read_bytes()
 
 @pytest.mark.parametrize('words',
@@ -415,6 +421,132 @@ def test_chat_answers_each_line_as_a_conversation_does(talker, name, capsys, mon
     talk = chat(model, max_new_tokens=9)
     want = [''.join(talk.say(line)) for line in ('the cat', 'on the mat')]
     assert letters(capsys.readouterr().out) == letters(''.join(want))
+
+@pytest.fixture(scope='module')
+def endless(tmp_path_factory):
+    "A model that says la, la, la until somebody stops it."
+    names = ['la ', '<|im_start|>', '<|im_end|>']
+    tokenizer = train_subwords('the cat sat on the mat. '*50, 300, names, chat_template=CHATML, end=[])
+    modern = dict(norm='rms', mlp='swiglu', positions='rotary', bias=False, tie_embeddings=False)
+    model = LanguageModel(LMConfig(tokenizer.vocab_size, 1 << 15, 1, 1, 8, **modern), tokenizer).eval()
+    for p in model.parameters(): torch.nn.init.zeros_(p)
+    for p in (model.tok_emb.weight, model.norm.weight, model.head.weight[0]): torch.nn.init.ones_(p)
+    model.save_safetensors(path := tmp_path_factory.mktemp('endless')/'m.safetensors')
+    return 'chat', '--checkpoint', path, '--max-tokens', '30000'
+
+AT_A_TERMINAL = """import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from tinylm.cli import main
+sys.exit(main())"""
+
+class Terminal:
+    "A command at a terminal of its own, where Ctrl-C is a key."
+    def __init__(self, *words):
+        self.screen, theirs = pty.openpty()
+        how = dict.fromkeys(('stdin', 'stdout', 'stderr'), theirs)
+        self.process = start_python('-c', AT_A_TERMINAL, *words, env=ENV, start_new_session=True, **how)
+        os.close(theirs)
+
+    def type(self, text): os.write(self.screen, text.encode())
+
+    def until(self, pattern, seconds=60):
+        "What the screen shows until something stands there; without a pattern until the end."
+        seen, end = '', time.time() + seconds
+        while pattern is None or not re.search(pattern, seen):
+            assert select.select([self.screen], [], [], max(0, end - time.time()))[0], seen
+            try: new = os.read(self.screen, 1000).decode()
+            except OSError: new = ''                   # they have left
+            if not new: break
+            seen += new
+        assert pattern is None or re.search(pattern, seen), seen
+        return seen
+
+    def ended(self):
+        rest = self.until(None)
+        os.close(self.screen)
+        return self.process.wait(60), rest
+
+def test_ctrl_c_cuts_an_answer_and_at_the_prompt_ends_the_chat(endless):
+    t, saved = Terminal(*endless), []
+    t.until('> ')
+    for message in ('the cat', 'on the mat'):
+        t.type(message + '\n'); t.until('(la ){5}')
+        t.type('\x03')
+        rest = t.until(r'saved.*\n> ')
+        assert rest.count('la ') < 29_000 and 'stopped' not in rest
+        saved.append(int(re.search(r'(\d+) saved', rest)[1]))
+    assert saved[0] == 0 and saved[1] > 10
+    t.type('\x03')
+    code, rest = t.ended()
+    assert code == 130 and rest.splitlines()[-1] == 'tinylm: stopped' and 'Traceback' not in rest
+
+@pytest.mark.slow
+def test_an_interrupt_cuts_an_answer_to_a_pipe_and_the_next_line_is_read(endless):
+    proc = start_python('-m', 'tinylm', *endless, env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE)
+    for message in (b'the cat\n', b'on the mat\n'):
+        proc.stdin.write(message); proc.stdin.flush()
+        assert proc.stdout.read(15) == b'la '*5
+        proc.send_signal(signal.SIGINT)
+        assert proc.stdout.readline().count(b'la ') < 29_000
+    proc.send_signal(signal.SIGINT)
+    assert proc.communicate(timeout=60) == (b'', b'tinylm: stopped\n') and proc.returncode == 130
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sign', [signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)
+def test_a_polite_kill_ends_a_chat_in_the_middle_of_an_answer(endless, sign):
+    proc = start_python('-m', 'tinylm', *endless, env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE)
+    proc.stdin.write(b'the cat\n'); proc.stdin.flush(); proc.stdout.read(15)
+    proc.send_signal(sign)
+    assert proc.communicate(timeout=60)[1] == b'tinylm: stopped\n' and proc.returncode == 130
+
+@pytest.mark.parametrize('turned', [KeyboardInterrupt, RuntimeError])
+def test_an_interrupt_that_a_library_turns_into_an_error_cuts_an_answer_too(endless, capsys, monkeypatch,
+                                                                            turned):
+    asked = []
+    def say(self, message):
+        asked.append(message)
+        yield 'la '
+        try: signal.raise_signal(signal.SIGINT); time.sleep(10)
+        except KeyboardInterrupt: raise turned from None
+    monkeypatch.setattr('tinylm.conversation.Conversation.say', say)
+    monkeypatch.setattr('sys.stdin', io.StringIO('the cat\non the mat\n'))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try: assert run(capsys, *endless) == (0, 'la \nla \n', '')
+    finally: signal.signal(signal.SIGINT, before)
+    assert asked == ['the cat', 'on the mat']
+
+def test_an_error_of_a_library_is_no_interrupt(endless, capsys, monkeypatch):
+    def say(self, message): raise RuntimeError('it broke')
+    monkeypatch.setattr('tinylm.conversation.Conversation.say', say)
+    monkeypatch.setattr('sys.stdin', io.StringIO('the cat\non the mat\n'))
+    assert run(capsys, *endless) == (2, '', 'tinylm: it broke\n')
+
+@pytest.mark.parametrize('line, says', [
+    (b'\xff\xfe', 'half a character'), (b'the\x80cat', 'half a character'),
+    (b'cat '*40_000, 'expected fewer than block_size 32768')])
+def test_a_message_that_makes_no_sense_is_one_line_and_the_chat_goes_on(endless, capsys, monkeypatch, line,
+                                                                        says):
+    lines = io.TextIOWrapper(io.BytesIO(b'the cat\n' + line + b'\nthe mat\n'), 'utf-8')
+    monkeypatch.setattr('sys.stdin', lines)
+    code, out, err = run(capsys, *endless[:-1], 3)
+    assert (code, out) == (0, 'la la la \n'*2) and says in err and err.count('\n') == 1
+
+@pytest.mark.parametrize('words, says', [
+    (['--max-tokens', 0], 'max_new_tokens is 0'), (['--max-tokens', 'x'], "invalid int value: 'x'"),
+    (['--temperature', 'nan'], 'temperature is nan'), (['--top-p', 2], 'top_p is 2.0'),
+    (['--seed', -1], 'seed is -1'), (['--device', 'gpu'], "device is 'gpu'"),
+    (['--system', '\udcff'], 'half a character'),
+    (['--checkpoint', 'none.gguf'], 'there is no file none.gguf'),
+    (['--checkpoint', 'text.txt'], 'text.txt is not a whole safetensors file')])
+def test_one_line_for_a_chat_that_makes_no_sense(endless, capsys, monkeypatch, words, says):
+    monkeypatch.setattr('sys.stdin', io.StringIO('the cat\n'))
+    assert says in fails(capsys, *endless, *words)
+
+def test_a_chat_without_anybody_to_talk_to_is_refused(endless, capsys, monkeypatch):
+    monkeypatch.setattr('sys.stdin', None)
+    assert 'standard input is closed' in fails(capsys, *endless)
 
 def test_chat_needs_a_template_and_says_so(tmp_path, capsys):
     model = LanguageModel(LMConfig(3, 8, 1, 1, 8), CharTokenizer('abc'))

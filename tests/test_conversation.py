@@ -1,13 +1,14 @@
 "A conversation over a kept cache is a fresh model that reads all again, whatever was stopped or dropped."
 import warnings
+from inspect import signature
 
 import pytest
 import torch
 from helpers import FAILURES, decided, failing, quick, small_model
 from hypothesis import given, settings, strategies as st
 
-from tinylm import CharTokenizer, Conversation, KVCache, Machine, Sampling, chat, chat_ids, phases_of
-from tinylm import train_subwords
+from tinylm import (CharTokenizer, Conversation, KVCache, Machine, Sampling, Timeline, Turn, chat, chat_ids,
+                    phases_of, train_subwords)
 
 TEMPLATE = """{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content | trim }}<|im_end|>
@@ -148,6 +149,25 @@ def test_the_cache_grows_with_the_conversation_and_not_before():
     for _ in range(6): ''.join(c.say('what is a token?'))
     assert 64 < c.cache.length <= 512 and c.turns[-1].saved > 64
 
+@pytest.mark.parametrize('spare, length', [(-1, 128), (0, 64), (1, 64)])
+def test_the_cache_grows_when_an_answer_would_not_fit_into_it(spare, length):
+    said = len(chat_ids(TOKENIZER, [{'role': 'user', 'content': 'what?'}]))
+    c = chat(talker(), max_new_tokens=64 - said - spare)
+    ''.join(c.say('what?'))
+    assert c.cache.length == length
+
+@pytest.mark.parametrize('spare', [-1, 0, 1])
+def test_messages_go_when_an_answer_would_not_fit_and_not_before(spare):
+    first, question = chat(talker(positions='rotary'), max_new_tokens=8), {'role': 'user', 'content': 'is'}
+    ''.join(first.say('what?'))
+    size = len(chat_ids(TOKENIZER, first.messages + [question])) + 8 + spare
+    c = chat(talker(positions='rotary', block_size=size), max_new_tokens=8)    # which gives the same answer
+    ''.join(c.say('what?'))
+    with warnings.catch_warnings(record=True) as came:
+        warnings.simplefilter('always')
+        ''.join(c.say('is'))
+    assert c.turns[1].dropped == (2 if spare < 0 else 0) and len(came) == (spare < 0)
+
 # --- dials, accounts, bad input
 
 def test_the_dials_and_their_seed():
@@ -166,8 +186,26 @@ def test_the_account_of_a_turn_is_the_work_of_its_tokens():
     assert turn.timeline.costs == want and len(turn.timeline.seconds) == len(want)
     table = phases_of(turn, MACHINE).splitlines()
     assert [line.split()[0] for line in table] == ['phase', 'prefill', 'decode']
-    assert table[1].split()[1] == str(turn.read)
-    assert f'{turn.read} tokens read, {turn.saved} saved' in str(turn)
+    parts = (turn.read, want[:1], turn.timeline.seconds[:1]), (4, want[1:], turn.timeline.seconds[1:])
+    for line, (tokens, costs, seconds) in zip(table[1:], parts, strict=True):
+        intensity = sum(c.flops for c in costs)/sum(c.n_bytes for c in costs)
+        least = sum(map(MACHINE.seconds, costs))
+        shown = f'{tokens:,} {intensity:.1f} {1e3*sum(seconds):.1f} {1e3*least:.2f}'
+        assert line.split()[1:] == shown.split()
+
+@quick
+@given(st.lists(st.floats(1e-4, 9), max_size=5))
+def test_the_rate_of_a_turn_is_that_of_the_tokens_after_the_first(seconds):
+    turn = Turn(5, 3, timeline=Timeline(seconds, [], []))
+    assert turn.rate == pytest.approx((len(seconds) - 1)/sum(seconds[1:]) if len(seconds) > 1 else 0)
+    after = f'; first after {1e3*seconds[0]:,.0f} ms' if seconds else ''
+    then = f', then {turn.rate:,.0f} tokens a second' if len(seconds) > 1 else ''
+    assert str(turn) == '5 tokens read, 3 saved' + after + then
+
+def test_chat_and_the_class_have_the_same_dials():
+    dials = [{p.name: p.default for p in signature(f).parameters.values() if p.name != 'tokenizer'}
+             for f in (chat, Conversation)]
+    assert dials[0] == dials[1]
 
 @pytest.mark.parametrize('wrong, says', [
     (dict(tokenizer=CharTokenizer('abc')), 'has 3 tokens and the config says vocab_size'),

@@ -3,6 +3,8 @@ import errno, os, re, stat, subprocess, threading
 from contextlib import redirect_stdout
 from io import StringIO
 from math import inf, nan
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from helpers import Boom, run_python, quick, start_python
 
 from tinylm import CharTokenizer, LanguageModel, LMConfig, write_atomic
 from tinylm.core import (Changes, check_count, check_number, check_one_of, check_writable, data_dir, judge,
-                         owning, shown)
+                         owning, shown, write_folder)
 
 class Shows:
     "A value with any repr at all."
@@ -273,6 +275,29 @@ def test_an_error_of_whoever_gives_the_chunks_is_left_as_it_is(tmp_path):
     def chunks(): yield b'x'; raise ConnectionError('the line is down')
     with pytest.raises(ConnectionError) as e: write_atomic(tmp_path/'file', chunks())
     assert str(e.value) == 'the line is down' and only(tmp_path) == []
+
+@quick
+@given(st.dictionaries(st.sampled_from('abcde'), st.binary(max_size=20), min_size=1),
+       st.dictionaries(st.sampled_from('abcdxy'), st.binary(max_size=20)))
+def test_files_that_belong_together_replace_those_of_their_kind(files, before):
+    with TemporaryDirectory() as folder:
+        folder = Path(folder)
+        for name, old in before.items(): (folder/name).write_bytes(old)
+        write_folder(folder/'.', files, ['[a-e]'])
+        others = {name: old for name, old in before.items() if name in 'xy'}
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == files | others
+
+@pytest.mark.parametrize('bad', range(4))
+def test_where_one_file_cannot_be_written_none_is(tmp_path, bad):
+    before = {name: b'old' for name in 'ac'}
+    for name, old in before.items(): (tmp_path/name).write_bytes(old)
+    files = dict.fromkeys('abcd', b'new'*9999)
+    files['abcd'[bad]] = None
+    with pytest.raises(TypeError): write_folder(tmp_path, files, ['?'])
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    (tmp_path/'b').mkdir()                             # and a name that a folder has
+    with pytest.raises(OSError) as e: write_folder(tmp_path, dict.fromkeys('ab', b'new'), ['?'])
+    assert e.value.filename == str(tmp_path/'b') and (tmp_path/'a').read_bytes() == b'old'
 
 def test_whether_a_path_can_be_written_is_found_out_without_a_trace(tmp_path):
     check_writable(tmp_path/'new'/'deep'/'file'); check_writable('/dev/null')

@@ -2,6 +2,7 @@
 import json
 from contextlib import contextmanager
 from dataclasses import replace
+from statistics import median
 from time import perf_counter
 
 import pytest
@@ -14,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinylm import (KVCache, Ledger, LMConfig, Machine, ModelDrafter, NGramDrafter, Timeline, Watch,
                     best_time, watch_pass)
-from tinylm.bench import SIZES, bench_table, benchmark
+from tinylm import bench
+from tinylm.bench import SIZES, bench_table, benchmark, measure_decode
 from tinylm.serving import Job, Request
 
 # --- the ledger
@@ -267,6 +269,46 @@ def test_the_benchmark_measures_everything_it_shows():
     json.loads(json.dumps(r))
     table = bench_table(r)
     assert all(word in table for word in ('naive', 'cached', 'threads', 'tokens a second in all'))
+
+@st.composite
+def lines(draw):
+    "Timelines of the same length: what a warm-up and the runs after it gave."
+    n, runs = draw(st.integers(3, 6)), draw(st.integers(2, 5))
+    seconds = st.lists(st.floats(1e-6, 9), min_size=n, max_size=n)
+    return [Timeline(draw(seconds), [Ledger(weight_bytes=draw(st.integers(0, 99))) for _ in range(n)], [0]*n)
+            for _ in range(runs)]
+
+@quick
+@given(lines(), st.integers(1, 4), st.integers(1, 6), st.booleans())
+def test_a_measurement_is_that_of_all_runs_but_the_first(lines, batch, prompt, use_cache):
+    asked, left = [], iter(lines)
+    def record(model, idx, n, **how): asked.append((tuple(idx.shape), n, how)); return next(left)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Timeline, 'record', record)
+        got = measure_decode(small_model(), prompt, 9, batch, len(lines) - 1, use_cache=use_cache)
+    assert asked == [((batch, prompt), 9, dict(temperature=0, use_cache=use_cache))]*len(lines)
+    for name, of in dict(ttft=lambda r: r.ttft, tpot=Timeline.tpot, itl95=lambda r: r.itl(95)).items():
+        values = sorted(map(of, lines[1:]))
+        assert got[name] == dict(median=median(values), min=values[0], max=values[-1])
+    assert got['tokens_a_second'] == batch/got['tpot']['median']
+    assert got['step_bytes'] == lines[1].costs[-1].n_bytes
+
+def test_the_benchmark_asks_for_what_it_shows_and_shows_what_it_got(monkeypatch):
+    asked, spread = [], {'median': .0025, 'min': .00125, 'max': .004}
+    def measure(model, prompt, n, batch=1, **how):
+        asked.append((prompt, n, batch, how))
+        times = dict.fromkeys(('ttft', 'tpot', 'itl95'), spread)
+        return times | dict(tokens_a_second=batch*400, step_bytes=6e6)
+    monkeypatch.setattr(bench, 'measure_decode', measure)
+    monkeypatch.setattr(bench, 'best_time', lambda work, repeats: .5)
+    monkeypatch.setattr(Machine, 'measure', lambda: Machine(2e9, 3e9, 4e-6))
+    r = benchmark(small_model(block_size=48), prompt=9, new_tokens=99, batches=(3, 8))
+    both = [(9, 39, 1, dict(use_cache=cached, compile=None)) for cached in (False, True)]
+    assert asked == both + [(9, 16, n, dict(compile=None)) for n in (3, 8)]
+    table = bench_table(r)
+    for word in ('2 GFLOP/s, 3 GB/s, 4.0 µs a call', 'prefill of 48 tokens: 96 tokens a second',
+                 '3: 1,200   8: 3,200', 'would take 80% of'): assert word in table
+    assert table.count('2.50 (1.25 to 4.00)') == 6
 
 def test_the_benchmark_switches_dropout_off_and_leaves_the_mode_as_it_was(monkeypatch):
     model, modes = small_model(block_size=16, dropout=.5), []

@@ -444,7 +444,8 @@ def test_a_timeline_of_a_chat_and_of_what_does_not_answer(talk):
     messages = [{'role': 'user', 'content': 'hello'}]
     line = Timeline.from_endpoint(url, messages, 9, model='m')
     new = alone(CHAT, chat_ids(TALK, messages), 9, temperature=0)
-    assert ''.join(line.pieces) == text(CHAT, new) and line.read == len(chat_ids(TALK, messages))
+    assert ''.join(line.pieces) == text(CHAT, new)
+    assert line.read + line.saved == len(chat_ids(TALK, messages))
     with pytest.raises(ValueError, match='expected config'): line.phases()
     with pytest.raises(ValueError, match='says 404: .*gpt-9'): Timeline.from_endpoint(url, 'a', model='gpt-9')
     with pytest.raises(ValueError, match='max_new_tokens is 2'): Timeline.from_endpoint(url, 'a', 2)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as from_bytes, load_file, save as to_bytes, save_file
 from torch.nn import functional as F
 
 import tinylm
 from helpers import SMALL, close, failing, quick, shapes, small_model, tokens
 from tinylm import (CharTokenizer, KVCache, LanguageModel, LMConfig, Pass, Trainer, TrainConfig, Watched,
-                    causal_attention, causal_mask, differences)
+                    causal_attention, causal_mask, differences, tensor_chunks)
 
 CHARS = '\n"\\aß☃😀\x00\u2028zé'
 
@@ -412,6 +412,21 @@ def test_a_file_gives_back_every_bit_the_config_and_the_tokenizer(tmp_path, shap
     for other in (built, loaded):
         assert bits(other) == bits(model) and other.config == model.config
         assert (other.tokenizer and other.tokenizer.chars) == (chars and ''.join(sorted(chars)))
+
+@quick
+@given(st.lists(st.tuples(st.text(st.characters(exclude_categories=['Cs']), min_size=1, max_size=6),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32,
+                     torch.int8, torch.uint8, torch.bool]),
+    st.lists(st.integers(0, 3), max_size=3)), unique_by=lambda t: t[0], max_size=6),
+    st.text('aä"\n', max_size=9))
+def test_a_file_tensor_by_tensor_is_the_file_of_safetensors(about, words):
+    tensors = {name: (torch.randn(size)*9).to(dtype) for name, dtype, size in about}
+    ours = b''.join(tensor_chunks(tensors, {'about': words}))
+    got = from_bytes(ours)
+    assert got.keys() == tensors.keys() and len(ours) == len(to_bytes(tensors, {'about': words}))
+    for k, t in tensors.items():
+        assert got[k].dtype == t.dtype and got[k].shape == t.shape
+        assert got[k].view(-1).view(torch.uint8).tolist() == t.view(-1).view(torch.uint8).tolist()
 
 def test_a_model_built_from_a_file_is_in_evaluation_mode_and_can_be_trained(tmp_path):
     small_model(dropout=.5).save_safetensors(tmp_path/'m.safetensors')

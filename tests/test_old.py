@@ -71,7 +71,9 @@ def test_what_went_says_what_to_use_and_still_works():
     with pytest.warns(DeprecationWarning, match='the model itself'):
         assert serving.pack_weights(model) is model
     with pytest.warns(DeprecationWarning, match='use Sampling'): check = decoding.check_dials
+    check(0)
     with pytest.raises(ValueError, match='top_k is 0'): check(3, top_k=0)
+    with pytest.raises(ValueError, match='max_new_tokens is -1'): check(-1)
     with pytest.warns(DeprecationWarning, match='n_pages='):
         engine = tinylm.Engine(model, n_blocks=7, size=16)
     with pytest.warns(DeprecationWarning, match='n_pages='):
@@ -83,6 +85,16 @@ def test_what_went_says_what_to_use_and_still_works():
     with pytest.warns(DeprecationWarning, match='LMConfig'):
         tinylm.CausalSelfAttention(8, 2, attention='fused')
     with pytest.raises(AttributeError, match='nonsense'): tinylm.nonsense
+
+@pytest.mark.parametrize('use', [
+    'from tinylm import Linear', 'tinylm.cost.linear', 'assert tinylm.cost.LARGE == 131_072', 'model.bare()',
+    'tinylm.Engine(model, n_blocks=7)', 'tinylm.CausalSelfAttention(8, 2, attention="fused")',
+    'cache.view([cache.open([])])', 'cache.open([]).blocks'])
+def test_a_warning_points_at_the_line_that_uses_the_old_name(use):
+    model = LanguageModel(LMConfig(n_layer=1))
+    names = dict(tinylm=tinylm, model=model, cache=tinylm.PagedKVCache(model.config, 7))
+    with pytest.warns(DeprecationWarning) as said: exec(compile(use, 'mine.py', 'exec'), names)
+    assert {w.filename for w in said} == {'mine.py'}
 
 def test_nothing_of_it_is_used_by_the_library():
     for path in (ROOT/'tinylm').glob('*.py'):

@@ -1,6 +1,9 @@
 "Real weights: parity with transformers, the files of other programs, and files that lie."
 import contextlib, errno, json, os, pickle, random, resource, shutil, sys, time
 from collections import OrderedDict
+from configparser import ConfigParser
+from dataclasses import replace
+from math import exp
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,19 +12,25 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from conftest import ROOT
 from hypothesis import given, settings, strategies as st
+from packaging.requirements import Requirement
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy, gelu
 
-from helpers import close, quick, run_python, scalings, seeded, shapes, small_model, tokens
-from tinylm import CharTokenizer, KVCache, LanguageModel, phase_gap, phase_invariant, quantize_
+from helpers import CHATML, close, quick, run_python, scalings, seeded, shapes, small_model, tokens
+from tinylm import (PRESETS, CharTokenizer, KVCache, LanguageModel, load_corpus, phase_gap, phase_invariant,
+                    pretrained, quantize_, tokenizer_from_hf, tokenizer_to_hf, train_subwords,
+                    train_val_split, trained_model)
 from tinylm.core import data_dir
-from tinylm.pretrained import FAMILIES, family_of, from_gguf, from_hf, load_model, to_gguf, to_hf
+from tinylm.pretrained import (FAMILIES, REAL_MODEL, family_of, from_gguf, from_hf, load_model, real_file,
+                               to_gguf, to_hf)
 
 hf.utils.logging.set_verbosity_error()
 hf.utils.logging.disable_progress_bar()
 few = settings(quick, max_examples=15)
 long = pytest.mark.skipif('TINYLM_LONG' not in os.environ, reason='TINYLM_LONG=1 runs it: minutes')
-REAL = Path(os.environ.get('TINYLM_REAL_MODEL') or data_dir()/'SmolLM2-135M-Instruct.Q4_1.gguf')
+REAL = Path(os.environ.get('TINYLM_REAL_MODEL') or data_dir()/REAL_MODEL)
 real = pytest.mark.skipif(not REAL.exists(), reason=f'there is no {REAL}: make real-model fetches it')
 LLAMA = dict(norm='rms', mlp='swiglu', positions='rotary', bias=False, n_head=4, n_kv_head=2)
 OURS = {'gpt2': {}, 'llama': LLAMA, 'qwen2': LLAMA | dict(qkv_bias=True),
@@ -120,17 +129,23 @@ def parted(model, a, b, rounding=1e-4):
     top = model.prefill(a[None, :first])[0][0, -1].topk(2).values
     return (top[0] - top[1]).item() > rounding
 
+def greedy(model, x, n):
+    "What a model of transformers writes, whatever it takes for an end."
+    return model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=n, do_sample=False,
+                          eos_token_id=None, pad_token_id=0)
+
+def writes_the_same(ours, other, x, n):
+    "Greedy texts of both, token for token; no two of their tokens differ that are not equal within rounding."
+    got, want = ours.decode(x, n, temperature=0), greedy(other, x, n)
+    return got.shape == want.shape and not any(parted(ours, a, b) for a, b in zip(got, want))
+
 @few
 @given(configs(), st.integers(0, 99))
 def test_greedy_text_is_that_of_generate_to_the_end_of_the_window(config, seed):
     model = theirs(config, seed)
     with folder() as f: model.save_pretrained(f); ours, _ = from_hf(f)
     x = torch.randint(ours.config.vocab_size, (1, 3), generator=seeded(seed))
-    n = ours.config.block_size - 3
-    want = model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=n, do_sample=False,
-                          eos_token_id=None, pad_token_id=0)
-    got = ours.decode(x, n, temperature=0)
-    assert got.shape == want.shape and not parted(ours, got[0], want[0])
+    assert writes_the_same(ours, model, x, ours.config.block_size - 3)
 
 @few
 @given(configs(), st.sampled_from([torch.float16, torch.bfloat16, torch.float64]))
@@ -268,6 +283,43 @@ def test_int8_weights_and_unknown_rules_do_not_leave(tmp_path, make):
         with pytest.raises(ValueError, match='rope_scaling is dynamic: a GGUF file'):
             make(small_model(**LLAMA, rope_scaling=rule), tmp_path/'x')
     assert not (tmp_path/'x').exists()
+
+# --- trained models leave
+
+def hidden(model, rows, length):
+    "Windows of the text that it has not learnt from."
+    ids = model.tokenizer.encode(train_val_split(load_corpus())[1])
+    return torch.tensor([ids[i*len(ids)//rows:][:length] for i in range(rows)])
+
+def goes_on_in_transformers(model, path):
+    to_hf(model, path)
+    other, T = reloaded(path), model.config.block_size
+    words = hf.AutoTokenizer.from_pretrained(path)
+    x = hidden(model, 10, T)
+    assert words(model.tokenizer.decode(x[0])).input_ids == x[0].tolist()
+    with torch.no_grad(): assert (model.prefill(x)[0] - other(x).logits).abs().max() <= 1e-4
+    assert writes_the_same(model, other, x[:, :9], T - 9)
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_transformers_goes_on_after_fifty_steps_of_training(tmp_path, name):
+    shape, recipe = PRESETS[name]
+    few_steps = replace(recipe, steps=50, batch_size=4, eval_windows=4)
+    goes_on_in_transformers(trained_model('fifty', shape, few_steps), tmp_path)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', PRESETS)
+def test_transformers_goes_on_with_a_trained_model(tmp_path, name):
+    goes_on_in_transformers(trained_model(name, *PRESETS[name]), tmp_path)
+
+@pytest.mark.parametrize('end', [None, [], [3], [5, 3]])
+@pytest.mark.parametrize('family', OURS)
+def test_transformers_ends_where_our_tokenizer_says_and_nowhere_else(tmp_path, family, end):
+    tokenizer = end if end is None else train_subwords('a cat '*9, 300, NAMES, end=end)
+    rows = 300 if end is None else tokenizer.vocab_size
+    to_hf(small_model(tokenizer=tokenizer, vocab_size=rows, **OURS[family]), tmp_path)
+    about = reloaded(tmp_path).generation_config
+    assert about.eos_token_id == {0: None, 1: 3, 2: [5, 3]}[len(end or [])] and about.bos_token_id is None
+    if end: assert [*from_hf(tmp_path)[1].end] == end
 
 # --- the law judges ours and theirs
 
@@ -699,11 +751,13 @@ def reindexed(path, change):
 @pytest.mark.parametrize('name',
     ['../m.safetensors', '/etc/m.safetensors', 'a/b.safetensors', 'm.bin', '..', '', 7, None,
                                   'a\0.safetensors', 'a\\b.safetensors', ['m.safetensors'],
-                                  'none.safetensors'])
+                                  'a\nb.safetensors', '\x1b[2J.safetensors', '\udcff.safetensors',
+                                  '\u202e.safetensors', 'é'*130 + '.safetensors', 'x'*5000 + '.safetensors',
+                                  'none.safetensors', 'x'*243 + '.safetensors'])
 def test_an_index_that_points_elsewhere_is_refused(sharded, name):
     reindexed(sharded, lambda index: index.update({Q: name}))
     said = refusal(sharded)
-    inside = name == 'none.safetensors'
+    inside = name in ('none.safetensors', 'x'*243 + '.safetensors')
     assert ('there is no file' if inside else 'expected a safetensors file of its folder') in said
 
 def test_shards_that_are_missing_doubled_or_wrong_are_refused(sharded, tmp_path_factory):
@@ -785,6 +839,43 @@ def test_a_tokenizer_that_cannot_be_written_leaves_the_old_files(tmp_path, make)
         make(small_model(1, tokenizer=NoTokenizer(), **LLAMA), tmp_path/'x')
     assert content(tmp_path/'x') == before and [p.name for p in tmp_path.iterdir()] == ['x']
 
+def writers(tmp_path):
+    "Ours and those of transformers, whole and cut into shards, with every tokenizer or none."
+    def words(**about): return train_subwords('the cat sat on the mat '*9, 300, NAMES, **about)
+    shape = LLAMA | dict(vocab_size=words().vocab_size)
+    def ours(tokenizer): return lambda path: to_hf(small_model(tokenizer=tokenizer, **shape), path)
+    ours(words(chat_template=CHATML, end=[0, 2]))(tmp_path/'source')
+    def theirs(size):
+        def write(path):
+            reloaded(tmp_path/'source').save_pretrained(path, max_shard_size=size)
+            hf.AutoTokenizer.from_pretrained(tmp_path/'source').save_pretrained(path)
+        return write
+    chars = small_model(tokenizer=CharTokenizer('abcdefghijk'), **LLAMA)
+    return [lambda path: to_hf(chars, path), ours(None), ours(words()),
+            ours(words(chat_template=CHATML, end=[0, 2])), theirs('5GB'), theirs('20KB')]
+
+NAMES = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
+
+def test_a_folder_holds_nothing_of_the_model_that_was_there_before(tmp_path):
+    makers = writers(tmp_path)
+    for i, after in enumerate(makers[:4]):
+        after(fresh := tmp_path/f'fresh{i}')
+        for j, before in enumerate(makers):
+            before(path := tmp_path/f'{j}{i}')
+            notes = {'README.md': b'mine', 'other.gguf': b'too', 'model-old.safetensors': b'and this'}
+            for name, words in notes.items(): (path/name).write_bytes(words)
+            after(path)
+            assert content(path) == content(fresh) | notes
+
+def test_a_tokenizer_leaves_nothing_of_the_one_before(tmp_path):
+    chats = train_subwords('a cat '*9, 300, NAMES, chat_template=CHATML, end=[0, 2])
+    tokenizer_to_hf(train_subwords('a cat '*9, 300, NAMES), tmp_path/'fresh')
+    tokenizer_to_hf(chats, tmp_path/'x')
+    (tmp_path/'x'/'chat_template.jinja').write_text('of another')
+    assert tokenizer_from_hf(tmp_path/'x').chat_template == 'of another'
+    tokenizer_to_hf(train_subwords('a cat '*9, 300, NAMES), tmp_path/'x')
+    assert content(tmp_path/'x') == content(tmp_path/'fresh')
+
 def test_a_full_disk_leaves_the_old_gguf_and_names_the_users_path(tmp_path, monkeypatch):
     model = small_model(**LLAMA)
     to_gguf(model, path := tmp_path/'m.gguf')
@@ -802,11 +893,21 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
 
 # --- extras are asked for only when they are needed
 
-EXTRAS = 'gguf', 'tokenizers', 'jinja2', 'transformers', 'numba'
+def extras():
+    "The packages that settings.ini asks for beside those of the library, and those of lessons to come."
+    about = ConfigParser()
+    about.read(ROOT/'settings.ini', encoding='utf-8')
+    words = ' '.join(v for k, v in about['DEFAULT'].items() if k.endswith('_requirements')).split()
+    return {Requirement(w).name for w in words} | {'numba'}
 
 def test_import_brings_no_extra():
-    code = (f'import sys, tinylm, tinylm.pretrained\nprint([m for m in {EXTRAS} if m in sys.modules])')
-    assert run_python('-c', code).stdout.strip() == '[]'
+    code = """import sys, tinylm
+from importlib.metadata import packages_distributions
+of = packages_distributions()
+print(*{name.lower() for m in {*sys.modules} for name in of.get(m, [])})"""
+    loaded = {*run_python('-c', code).stdout.split()}
+    assert {'torch', 'numpy', 'tqdm'} <= loaded and {'gguf', 'jupyterlab'} < extras()
+    assert loaded & extras() == set()
 
 def test_a_missing_package_is_one_line(tmp_path, small_gguf, monkeypatch):
     monkeypatch.setitem(sys.modules, 'gguf', None)
@@ -853,11 +954,21 @@ def test_the_real_model_writes_what_transformers_writes(both):
     model, tokenizer, other, _ = both
     for prompt in PROMPTS:
         x = torch.tensor([tokenizer.encode(prompt)])
-        want = other.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=24, do_sample=False,
-                              eos_token_id=None, pad_token_id=0)
-        got = model.decode(x, 24, temperature=0)
-        assert not parted(model, got[0], want[0]), prompt
+        assert writes_the_same(model, other, x, 32), prompt
     with torch.no_grad(): assert (model.prefill(x)[0] - other(x).logits).abs().max() <= 1e-3
+
+@pytest.mark.slow
+@real
+def test_the_real_models_perplexity_is_that_of_transformers(both):
+    "On the held-out tenth of the course's text, in windows."
+    model, tokenizer, other, _ = both
+    ids, T = tokenizer.encode(train_val_split(load_corpus())[1]), 256
+    rows = torch.tensor([ids[i:i+T+1] for i in range(0, 8*T, T)])
+    x, y = rows[:, :-1], rows[:, 1:].flatten()
+    with torch.no_grad(): logits = model.prefill(x)[0], other(x).logits
+    got, want = (exp(cross_entropy(l.flatten(0, 1), y).item()) for l in logits)
+    print(f'perplexity {got:.5f}, that of transformers {want:.5f}')
+    assert got == pytest.approx(want, rel=1e-5) and 2 < got < 100
 
 @pytest.mark.slow
 @real
@@ -888,21 +999,70 @@ def test_llama_cpp_reads_what_is_rare(tmp_path, family, changes):
     beside_llama_cpp(tmp_path, family, **changes)
 
 def beside_llama_cpp(tmp_path, family, **changes):
-    lcpp = pytest.importorskip('llama_cpp')
     chars = 'abcdefghijklmnopqrstuvwxyz .,\n?'
-    most = 2e-3 if family == 'gpt2' else 1e-3          # its GELU comes from a table of 16-bit numbers
     shape = OURS[family] | dict(n_embd=64, head_dim=None, vocab_size=len(chars), block_size=64) | changes
     model = small_model(tokenizer=CharTokenizer(chars), **shape).eval()
-    to_gguf(model, tmp_path/'m.gguf')
+    goes_on_in_llama_cpp(model, tmp_path/'m.gguf', [torch.randint(len(chars), (1, 5 + n), generator=seeded(n))
+                                                    for n in range(10)])
+
+def tabled_gelu(x, approximate):
+    "As llama.cpp has it: looked up in a table of 16-bit numbers."
+    table = gelu(x.half().float(), approximate=approximate).half().float()
+    return torch.where(x <= -10, 0., torch.where(x >= 10, x, table))
+
+@torch.no_grad()
+def both_gelus(model, ids):
+    "Logits of a text, and how far those of llama.cpp may be from them: its table makes more than rounding."
+    logits = model.prefill(ids)[0][0]
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(torch.nn.functional, 'gelu', tabled_gelu)
+        tabled = model.prefill(ids)[0][0]
+    return logits, max(1e-3, 2*(tabled - logits).abs().max().item())
+
+def goes_on_in_llama_cpp(model, path, prompts):
+    "Its logits at each position and its greedy text, to the end of the window."
+    lcpp, T = pytest.importorskip('llama_cpp'), model.config.block_size
+    to_gguf(model, path)
     # its cache in float32, too
-    other = lcpp.Llama(str(tmp_path/'m.gguf'), n_ctx=64, logits_all=True, verbose=False, type_k=0, type_v=0)
-    for n in range(10):
-        x = torch.randint(len(chars), (1, 5 + n), generator=seeded(n))
+    other = lcpp.Llama(str(path), n_ctx=T, logits_all=True, verbose=False, type_k=0, type_v=0)
+    for x in prompts:
         other.reset(); other.eval(x[0].tolist())
-        logits = torch.tensor(other.scores[:x.shape[1]].copy())
-        assert (model.prefill(x)[0][0] - logits).abs().max() <= most
-        got, ids = model.decode(x, 64 - x.shape[1], temperature=0)[0], x[0].tolist()
-        while len(ids) < 64:
+        got, ids = model.decode(x, T - x.shape[1], temperature=0)[0], x[0].tolist()
+        while len(ids) < T:
             ids.append(int(other.scores[len(ids) - 1].argmax()))
-            if len(ids) < 64: other.eval(ids[-1:])
-        assert not parted(model, got, torch.tensor(ids), 2*most)
+            other.eval(ids[-1:])
+        logits, most = both_gelus(model, torch.tensor([ids]))
+        assert most == 1e-3 or model.config.mlp == 'gelu' and most < .02
+        assert (logits - torch.tensor(other.scores[:T].copy())).abs().max() <= most
+        assert not parted(model, got, torch.tensor(ids), most)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', PRESETS)
+def test_llama_cpp_goes_on_with_a_trained_model(tmp_path, name):
+    pytest.importorskip('llama_cpp')
+    model = trained_model(name, *PRESETS[name])
+    goes_on_in_llama_cpp(model, tmp_path/'m.gguf', [*hidden(model, 10, 9)[:, None]])
+
+# --- the file that lessons ask for
+
+def test_without_the_real_model_a_small_one_of_its_kind_stands_in(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrained, 'data_dir', lambda: tmp_path)
+    before = torch.get_rng_state()
+    model = load_model(real_file())
+    said = capsys.readouterr().out
+    assert said.count('\n') == 1 and 'make real-model' in said and torch.equal(torch.get_rng_state(), before)
+    assert family_of(model.config) == 'llama' and model.config.n_kv < model.config.n_head
+    x = torch.tensor([model.tokenizer.encode('What is the capital of France?')])
+    assert phase_invariant(model, x, 4, cache=KVCache.of(model, 1, 64), atol=1e-3)
+    assert model.tokenizer.chat_template and same(model, load_model(real_file()))
+    real_file().rename(tmp_path/REAL_MODEL); capsys.readouterr()
+    assert real_file() == tmp_path/REAL_MODEL and not capsys.readouterr().out
+
+def test_without_the_packages_the_stand_in_is_a_file_of_our_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrained, 'data_dir', lambda: tmp_path)
+    (tmp_path/REAL_MODEL).touch()
+    monkeypatch.setattr(pretrained, 'find_spec', lambda name: None)
+    model = load_model(real_file())
+    assert 'needs the packages' in capsys.readouterr().out
+    text = 'What is the capital of France?'
+    assert model.tokenizer.decode(model.tokenizer.encode(text)) == text and model.config.n_kv == 2

@@ -1,5 +1,5 @@
 "Notebooks, package, README and site say the same."
-import ast, importlib, inspect, os, re, shutil, signal, sys
+import ast, importlib.util, inspect, os, re, runpy, shutil, signal, sys
 from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
@@ -15,7 +15,7 @@ import tinylm
 from tinylm import cli
 
 sys.path.insert(0, str(ROOT/'tools'))
-from finish_site import finish
+from finish_site import finish, ways
 from readme import readme
 
 MODULES = sorted(p.stem for p in (ROOT/'tinylm').glob('*.py')
@@ -35,9 +35,8 @@ def test_clean_and_export_change_nothing(tmp_path, monkeypatch):
     shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True,
                     ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     (tmp_path/'tinylm').mkdir()
-    for command in ('nbdev_clean', 'nbdev_export'):
-        run_python('-c', f'from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; '
-                            f'{command}()', cwd=tmp_path, check=True)
+    run_python('-c', 'from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; '
+                     'nbdev_clean(); nbdev_export()', cwd=tmp_path, check=True)
     files = lambda folder, pattern: {p.name: p.read_text() for p in folder.glob(pattern)}
     for folder, pattern in (('tinylm', '*.py'), ('nbs', '*.ipynb')):
         old, new = files(ROOT/folder, pattern), files(tmp_path/folder, pattern)
@@ -124,7 +123,7 @@ def asks_for_a_cache(node):
 def test_only_begin_and_the_law_ask_whether_there_is_a_cache():
     who = {(m, f.name) for m, tree in sources().items() for f in ast.walk(tree)
            if isinstance(f, ast.FunctionDef) and any(map(asks_for_a_cache, ast.walk(f)))}
-    assert who == {('model', 'begin'), ('decoding', 'phase_gap'),
+    assert who == {('model', 'begin'), ('native', 'takes'), ('decoding', 'phase_gap'),
                    ('pretrained', '_adapt'), ('pretrained', 'prefill')}     # the law, for models of others
 
 def test_no_lesson_redefines_what_another_has_defined():
@@ -249,7 +248,7 @@ def test_a_workflow_may_little_ends_and_runs_what_the_makefile_has(name):
     flow = workflows()[name]
     assert flow['permissions'] == {'contents': 'read'} and flow['concurrency']['group']
     assert flow[True]['push']['branches'] == [settings()['branch']]       # YAML reads `on` as true
-    targets = re.findall(r'^(\w+):', (ROOT/'Makefile').read_text(), re.M)
+    targets = re.findall(r'^([\w-]+):', (ROOT/'Makefile').read_text(), re.M)
     for job in flow['jobs'].values():
         assert job['timeout-minutes'] <= 90
         for step in job['steps']:
@@ -262,8 +261,8 @@ def test_the_constraints_hold_each_dependency_at_one_version(python):
     held = [r for r in (Requirement(l) for l in lines if l and l[0] != '#')
             if not r.marker or r.marker.evaluate(here)]
     pins = {r.name: r.specifier for r in held}
-    wanted = [Requirement(r) for kind in ('requirements', 'weights_requirements', 'serve_requirements',
-                                                     'dev_requirements')
+    kinds = ('requirements', *(f'{extra}_requirements' for extra in ('weights', 'native', 'serve', 'dev')))
+    wanted = [Requirement(r) for kind in kinds
               for r in settings()[kind].split()]
     assert len(held) == len(pins) and {r.name for r in wanted} == pins.keys()
     for r in wanted:
@@ -344,6 +343,22 @@ def test_readme_starts_with_two_commands():
     makefile = (ROOT/'Makefile').read_text()
     for c in [*commands, 'make lab', 'make docs', 'make export']: assert f"\n{c.split()[1]}: " in makefile
     assert 'make test' in (ROOT/'.ci'/'run').read_text()
+
+def asked():
+    "The line of README that asks the real model: the lines of code, the question, and the answer."
+    block = next(b for b in re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S)
+                 if 'from_gguf' in b)
+    return block, *re.search(r"say\('(.+?)'\).*# (.+)", block).groups()
+
+def test_readme_asks_the_real_model_and_the_answer_is_that_of_lesson_12():
+    code, question, answer = asked()
+    imports, = re.findall('from tinylm import (.*)', code)
+    assert {*imports.split(', '), 'ChatBox'} <= {*tinylm.__all__}
+    cells = nbformat.read(ROOT/'nbs'/'12_pretrained.ipynb', 4).cells
+    cell = next(c for c in cells if c.cell_type == 'code' and f"say('{question}')" in c.source)
+    assert [o.text.strip() for o in cell.outputs] == [answer]
+    name, = re.findall("data_dir\\(\\)/'(.+?)'", code)
+    assert name == tinylm.REAL_MODEL and 'REAL_MODEL' in (ROOT/'tools'/'real_model.py').read_text()
 
 @pytest.mark.skipif(not shutil.which('make'), reason='needs make')
 def test_make_docs_says_where_to_get_quarto_and_installs_nothing(tmp_path):
@@ -450,16 +465,67 @@ def test_a_finished_page_asks_no_other_host_and_links_within_the_site():
         '<a href="https://quarto.org">Quarto</a>',
         '<figure><img alt="Two phases" src="a.svg"><figcaption>Two <em>phases</em></figcaption></figure>']
 
-def test_the_speedrun_measures_a_change_and_refuses_what_is_none(tmp_path):
+def test_a_lesson_can_be_taken_along():
+    html = ways('<header id="title-block-header">\n04</header><p>text</p>', 'nbs/04_decode.ipynb',
+                settings()['git_url'], 'main')
+    assert html.startswith('<header id="title-block-header">\n04</header>') and html.endswith('<p>text</p>')
+    addresses = re.findall('href="(.*?)"', html)
+    assert len(addresses) == 3 and all(re.search(r'main.*nbs/04_decode\.ipynb$', a) for a in addresses)
+
+@pytest.mark.parametrize('path', [p for p in PAGES if p.stem[0].isdigit()], ids=lambda p: p.stem)
+def test_a_lesson_brings_its_library_where_it_is_missing(path, monkeypatch):
+    "Where the notebook is opened alone, as in Colab; no lesson reads a file that stands beside it."
+    first, asked = code_cells(path)[0], []
+    shell = type('Shell', (), {'run_line_magic': lambda self, *words: asked.append(words)})
+    run = lambda: exec(first, {'get_ipython': shell})
+    run()
+    assert first.startswith('#| hide\n') and not asked            # it is here
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    run()
+    source = f"'tinylm @ git+{settings()['git_url']}@{settings()['branch']}'"
+    assert [w[0] for w in asked] == ['pip'] and asked[0][1].endswith(source)
+    assert 'tinylm.mplstyle' not in ''.join(code_cells(path))
+
+@pytest.fixture
+def speedrun(tmp_path, monkeypatch, capsys):
+    "Its exit code, what it prints, and the last line of its errors."
     (tmp_path/'text.txt').write_text('the cat sat on the mat.\n'*200)
-    words = ['--corpus', str(tmp_path/'text.txt'), '--seeds', '1', 'n_layer=1', 'n_embd=16', 'block_size=16']
-    speedrun = lambda change: run_python('benchmarks/speedrun.py', *words, change, cwd=ROOT)
-    done = speedrun('steps=2')
-    assert done.returncode == 0 and 'steps=2' in done.stdout and '1 seeds' in done.stdout
-    for wrong in ('depth=3', 'steps=0', 'optimizer=sgd'):
-        failed = speedrun(wrong)
-        assert failed.returncode == 2 and 'Traceback' not in failed.stderr
-        assert wrong.split('=')[0] in failed.stderr.splitlines()[-1]
+    module = runpy.run_path(str(ROOT/'benchmarks'/'speedrun.py'))
+    def go(*words):
+        small = ['--corpus', str(tmp_path/'text.txt'), 'n_layer=1', 'n_embd=16', 'block_size=16']
+        monkeypatch.setattr(sys, 'argv', ['speedrun.py', *small, *words])
+        code = 0
+        try: module['main']()
+        except SystemExit as e: code = e.code
+        out, err = capsys.readouterr()
+        return code, out, (err.splitlines() or [''])[-1]
+    go.names = module['main'].__globals__
+    return go
+
+def test_the_speedrun_measures_a_change(speedrun, monkeypatch):
+    counts, loss = [], speedrun.names['CountModel'].loss
+    monkeypatch.setattr(speedrun.names['CountModel'], 'loss', lambda *a: counts.append(1) or loss(*a))
+    code, out, _ = speedrun('steps=2', '--seeds', '1')
+    assert code == 0 and 'steps=2' in out and '1 seeds' in out
+    code, out, _ = speedrun('steps=1', 'n_head=2', '--parts', '--seeds', '1')
+    assert code == 0 and 'QK-norm' in out and len(counts) == 2         # once for each text
+
+@pytest.mark.parametrize('words, says', [
+    ('depth=3', 'depth'), ('steps=0', 'steps'), ('optimizer=sgd', 'optimizer'),
+    ('weights=int8', 'int8 weights have no gradients'), ('block_size=5000', 'too short'),
+    ('--seeds 0', 'seeds is 0'), ('batch_size=1 --search', 'batch_size is 0'),
+    ('lr=1e30 min_lr=1e30 warmup=0 steps=9', 'try a learning rate below')])
+def test_the_speedrun_refuses_what_cannot_be_trained(speedrun, words, says):
+    code, out, error = speedrun(*words.split())
+    assert code == 2 and error.startswith('speedrun.py: error: ') and says in error
+    assert not out or 'lr' in words                    # before the first row
+
+def test_any_field_of_a_speedrun_may_hold_anything(speedrun, monkeypatch):
+    monkeypatch.setitem(speedrun.names, 'run', lambda *_: (1., 1.))
+    shape, recipe = tinylm.PRESETS['course']
+    codes = Counter(speedrun(f'{name}={value}')[0] for name in {**vars(shape), **vars(recipe)}
+                    for value in (0, -1, 3, .5, 10**12, None, True, 'int8', [], {}))
+    assert {*codes} == {0, 2} and min(codes.values()) > 30
 
 def test_the_words_of_the_glossary_stand_where_it_says_and_lessons_link_to_them():
     page = markdown(ROOT/'nbs'/'glossary.ipynb')

@@ -325,6 +325,17 @@ def test_statistics_by_hand():
     empty = SpeculativeStats([], [])
     assert (empty.verifications, empty.tokens, empty.acceptance, empty.by_drafter) == (0, 0, 0, [])
 
+@quick
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=4), st.integers(0, 3))
+def test_statistics_of_any_passes(passes, alone):
+    drafted, accepted = [a + more for a, more in passes], [a for a, _ in passes]
+    s = SpeculativeStats(drafted, accepted, alone)
+    right = [i < a for d, a in zip(drafted, accepted) for i in range(d) if i <= a]    # of what was judged
+    assert s.acceptance == (sum(right)/len(right) if right else 0)
+    assert s.tokens == sum(accepted) + len(passes) + alone == len(s.by_drafter)
+    assert s.per_verification == 1 + (sum(accepted)/len(passes) if passes else 0)
+    assert sum(s.by_drafter) == sum(right)
+
 # --- bad input
 
 def refused(says, model, idx, n, **how):

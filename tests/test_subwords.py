@@ -186,6 +186,26 @@ def test_a_model_that_wants_a_first_token(tmp_path):
     assert tokenizer_from_hf(tmp_path).bos == 1
     assert tokenizer_to_gguf(ours)['tokenizer.ggml.add_bos_token'] is True
 
+@pytest.mark.parametrize('asked', [None, True, False])
+@pytest.mark.parametrize('begins', [False, True])
+@pytest.mark.parametrize('ends', [False, True])
+def test_a_first_token_is_one_that_the_tokenizer_itself_puts_before_a_text(tmp_path, begins, ends, asked):
+    from tokenizers import Tokenizer, processors
+    tokenizer_to_hf(SMALL, tmp_path)
+    theirs = Tokenizer.from_file(str(tmp_path/'tokenizer.json'))
+    names, form = [*zip(SPECIAL, range(3))], SPECIAL[1:2]*begins + ['$A'] + SPECIAL[2:]*ends
+    theirs.post_processor = processors.TemplateProcessing(single=' '.join(form), special_tokens=names)
+    theirs.save(str(tmp_path/'tokenizer.json'))
+    about = {} if asked is None else {'add_bos_token': asked}
+    (tmp_path/'tokenizer_config.json').write_text(json.dumps(about))
+    assert tokenizer_from_hf(tmp_path).bos == (1 if begins and asked is not False else None)
+
+@pytest.mark.parametrize('n', range(4))
+def test_a_vocabulary_has_the_size_that_was_asked_for_and_room_for_all_bytes(n):
+    special = [f'<{i}>' for i in range(n)]
+    assert train_subwords('a', 256 + n, special).vocab_size == 256 + n
+    with pytest.raises(ValueError, match=f'vocab_size is {255 + n}'): train_subwords('a', 255 + n, special)
+
 def test_names_and_templates_of_every_form(tmp_path):
     tokenizer_to_hf(SMALL, tmp_path)
     path = tmp_path/'tokenizer_config.json'

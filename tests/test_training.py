@@ -1,5 +1,5 @@
 import json, re
-from dataclasses import replace
+from dataclasses import field, make_dataclass, replace
 from math import inf, log, sqrt
 
 import pytest
@@ -9,9 +9,9 @@ from hypothesis import given, strategies as st
 from torch.nn import functional as F
 
 from helpers import FailingOperation, quick, seeded
-from tinylm import (OPTIMIZERS, PACES, CharTokenizer, LanguageModel, LMConfig, Muon, TrainConfig, Trainer,
-                    check_device, checkpoint_path, course_model, course_path, evaluate, evaluating,
-                    learning_rate, orthogonal, read_run, shown, train, training)
+from tinylm import (OPTIMIZERS, PACES, PRESETS, CharTokenizer, LanguageModel, LMConfig, Muon, TrainConfig,
+                    Trainer, check_device, checkpoint_path, course_model, course_path, evaluate, evaluating,
+                    learning_rate, model_path, orthogonal, read_run, shown, train, training)
 
 TEXT = torch.randint(9, (2000,), generator=torch.Generator().manual_seed(0))
 SHAPE = LMConfig(vocab_size=9, block_size=8, n_layer=1, n_head=2, n_embd=16, dropout=.1)
@@ -509,6 +509,32 @@ def test_the_course_model_is_trained_once_and_again_when_the_recipe_changes(tmp_
     assert len(runs) == 2
     course_path().write_bytes(b'broken')
     with pytest.raises(ValueError, match='remove it, and it is made anew'): course_model()
+
+def grown(config, **changes):
+    "The same of a later version, which has two more fields."
+    more = [('young', int, field(default=7)), ('younger', list, field(default_factory=list))]
+    return make_dataclass('Later', more, bases=(type(config),))(**vars(config) | changes)
+
+@pytest.mark.parametrize('shape, recipe', PRESETS.values(), ids=PRESETS)
+def test_a_field_that_comes_later_renames_no_trained_model(shape, recipe, monkeypatch):
+    monkeypatch.setattr(training, 'load_corpus', lambda: 'a short text')
+    assert model_path('x', grown(shape), grown(recipe)) == model_path('x', shape, recipe)
+    others = [(grown(shape, young=8), recipe), (shape, grown(recipe, younger=[1])),
+              (replace(shape, n_embd=64), recipe), (shape, replace(recipe, lr=.5)), (shape, recipe)]
+    assert len({model_path('x', *both) for both in others}) == 5
+
+@pytest.mark.parametrize('config', [LMConfig, TrainConfig])
+def test_a_default_that_changes_renames_the_models_that_had_it(config, monkeypatch):
+    monkeypatch.setattr(training, 'load_corpus', lambda: 'a short text')
+    def name(): return model_path('x', LMConfig(), TrainConfig())
+    names, before = {name()}, config.__init__.__defaults__
+    for i, value in enumerate(before):
+        if type(value) in (int, float) and value:
+            other = *before[:i], type(value)(value/2), *before[i+1:]
+            monkeypatch.setattr(config.__init__, '__defaults__', other)
+            try: names.add(name())
+            except ValueError: continue                # heads that share no channels, and the like
+    assert len(names) > 4
 
 # --- models that cannot be trained as they are, and runs that somebody else is writing
 

@@ -1,22 +1,28 @@
 "The data of each widget is that of the tensors, and the page that carries it runs nothing but the drawing."
 import base64, json, re, shutil, struct
+from functools import cache
 
 import nbformat
 import pytest
 import torch
 from conftest import ROOT
-from helpers import run_python
+from helpers import failing, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_conversation import MACHINE, TOKENIZER, agrees_with_its_cache, talker
+from test_conversation import words as messages
 
 from tinylm.attention import attention_weights, causal_attention, causal_mask
-from tinylm.cost import Ledger, Timeline
+from tinylm.conversation import chat, phases_of
+from tinylm.cost import Ledger, Machine, Timeline, _listening
 from tinylm.data import CharTokenizer
+from tinylm.explorer import CostExplorer
 from tinylm.model import Fresh, LanguageModel, LMConfig
+from tinylm.play import Playground
 from tinylm.serving import Engine, Request
 from tinylm.training import TrainConfig, train
-from tinylm.widgets import AttentionMap, BatchTimeline, DecodeTimeline, Lane, LiveTraining, PhaseRace
-from tinylm.widgets import TokenProbabilities, _ascii, _drawing, _label, _whole
+from tinylm.widgets import AttentionMap, BatchTimeline, ChatBox, DecodeTimeline, Lane, LiveTraining, PhaseRace
+from tinylm.widgets import TokenProbabilities, Widget, _EXPORT, _drawing, _label, _passes_of, _plain, _whole
 
 ALPHABET = 'abcdefgh \n'
 EVIL = ['</script><script>window.hacked=1</script>', '<img src=x onerror="window.hacked=1">',
@@ -217,6 +223,8 @@ def test_the_timeline_shows_what_was_recorded():
 def test_tokens_read_are_left_out_where_the_costs_do_not_say():
     full = timeline(4, use_cache=False, prompt=16)                    # every pass read a full window
     assert DecodeTimeline(full).data['series'][0]['read'] is None
+    only = Timeline(*(x[:1] for x in vars(timeline(4)).values()))      # one pass, of four tokens or of one
+    assert DecodeTimeline(only).data['series'][0]['read'] is None
     bare = Timeline([.1, .2], [Ledger(flops=3, weight_bytes=4)]*2, [1, 2])
     s = DecodeTimeline(bare).data['series'][0]
     assert s['read'] is None and s['again'] == [False, False] and s['tokens'] == ['1', '2']
@@ -259,6 +267,12 @@ def test_a_full_window_is_read_again_and_the_lanes_say_so():
     assert w.lanes['batched'].read[0] == 16
     assert all(lane.again == [False, True, True, True] for lane in w.lanes.values())
 
+@pytest.mark.parametrize('size', [1, 2, 3])
+@pytest.mark.parametrize('rows', [1, 3])
+def test_a_model_that_reads_little_can_race(size, rows):
+    lanes = PhaseRace.record(small(block_size=size), 'a'*size, n=3, rows=rows).lanes
+    assert len({tuple(lane.tokens) for lane in lanes.values()}) == 1
+
 def test_times_rise_and_are_those_of_the_page():
     w, _ = race()
     for s, lane in zip(w.data['lanes'], w.lanes.values()):
@@ -280,6 +294,38 @@ def test_the_record_makes_no_other_passes_and_leaves_the_model_alone():
     with pytest.raises(ZeroDivisionError): PhaseRace.record(model, 'abcd')
     assert 'begin' not in vars(model)
 
+def changes(model):
+    "What of a model somebody has put in place of what its class says, and its hooks."
+    ours = {'begin', 'logits', 'forward', 'prefill'}
+    hooks = [h for m in model.modules() for h in (*m._forward_pre_hooks, *m._forward_hooks)]
+    return [ours & vars(m).keys() for m in model.modules() if ours & vars(m).keys()], hooks
+
+@pytest.mark.parametrize('listening', [_passes_of, _listening])
+def test_ctrl_c_at_any_line_leaves_no_ear_on_the_model(listening):
+    model, n, hit = small(), 0, True
+    while hit:
+        n += 1
+        with failing('line', n) as f:
+            with listening(model): model.logits
+        hit = f.hit
+        assert changes(model) == ([], []), n
+    assert n > 10
+
+RECORDS = [lambda model: PhaseRace.record(model, 'abcd', n=2, rows=2),
+           lambda model: AttentionMap(model, 'abc', chunks=[2, 1]),
+           lambda model: TokenProbabilities(model, 'abc'),
+           lambda model: Timeline.record(model, torch.tensor([[1, 2]]), 3)]
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(RECORDS), st.floats(0, 1))
+def test_ctrl_c_while_a_widget_records_leaves_the_model_as_it_was(record, where):
+    model = small(dropout=.1).train(); model.blocks[0].eval()
+    modes, weights = [m.training for m in model.modules()], [w.clone() for w in model.parameters()]
+    with failing('line', int(10**(4*where))): record(model)
+    assert changes(model) == ([], []) and [m.training for m in model.modules()] == modes
+    assert all(map(torch.equal, weights, model.parameters())) and torch.is_grad_enabled()
+    record(model)
+
 def lane(seconds=(.1, .2, .4), wrote=((1,), (2, 3), (4,)), read=(5, 3, 1), again=(False,)*3, rows=1):
     return Lane([*seconds], [*read], [[*new] for new in wrote], [*again], rows)
 
@@ -296,6 +342,11 @@ def test_a_prompt_in_chunks_has_its_first_token_later():
 @pytest.mark.parametrize('longest, speed', [(.003, .001), (.08, .01), (.9, .1), (9, 1), (900, 10)])
 def test_play_takes_some_seconds(longest, speed):
     assert PhaseRace({'a': lane((longest/3, longest/2, longest))}).chosen['speed'] == pytest.approx(speed)
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0, 400), st.floats(1e-3, 100))
+def test_a_race_begins_at_any_time_and_speed(time, speed):
+    assert PhaseRace({'a': lane()}, time=time, speed=speed).chosen == dict(time=time, speed=speed)
 
 def test_a_long_race_is_drawn_with_few_objects():
     from matplotlib.figure import Figure
@@ -333,6 +384,149 @@ def test_a_record_that_was_saved_can_be_shown():
     want = record()
     assert BatchTimeline({'a': json.loads(json.dumps(want))}).data == BatchTimeline({'a': want}).data
 
+# --- the chat
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(messages, max_size=3), messages | st.none(), st.integers(1, 9))
+def test_the_chat_shows_what_was_said_and_what_it_took(questions, system, n):
+    talk = chat(talker(), system=system, max_new_tokens=n)
+    for q in questions: ''.join(talk.say(q))
+    data = ChatBox(talk, MACHINE).data
+    assert json.loads(json.dumps(data)) == data and data['gone'] == 0
+    assert [_plain(m['content']) for m in talk.messages[len(talk.system):]] == \
+        [t[key] for t in data['turns'] for key in ('asked', 'answer')]
+    for got, turn in zip(data['turns'], talk.turns, strict=True):
+        assert {k: got[k] for k in ('read', 'saved', 'dropped', 'ended')} == \
+            {k: getattr(turn, k) for k in ('read', 'saved', 'dropped', 'ended')}
+        assert got['ms'] == [1e3*s for s in turn.timeline.seconds]
+        assert got['tokens'] == [_label(TOKENIZER.decode([t])) for t in turn.timeline.tokens]
+        assert got['least'] == [1e3*MACHINE.seconds(c) for c in turn.timeline.costs]
+
+def test_the_phases_of_a_turn_are_its_timeline_in_two():
+    talk = chat(talker(), max_new_tokens=5)
+    ''.join(talk.say('what is a token?'))
+    turn = talk.turns[0]; phases = turn.phases()
+    for key in ('seconds', 'costs', 'tokens'):
+        parts = [getattr(line, key) for line in phases.values()]
+        assert sum(parts, []) == getattr(turn.timeline, key) and list(map(len, parts)) == [1, 4]
+    turn.timeline = Timeline(*([x[0]] for x in vars(turn.timeline).values()))
+    assert list(turn.phases()) == ['prefill'] and 'decode' not in phases_of(turn, MACHINE)
+
+def test_turns_whose_messages_went_are_counted():
+    talk = chat(talker(block_size=64), max_new_tokens=4)
+    with pytest.warns(UserWarning):
+        for i in range(9): ''.join(talk.say(f'a word {i}'))
+    data = ChatBox(talk, MACHINE).data
+    assert data['gone'] == 9 - len(data['turns']) > 0
+    assert data['turns'][-1]['asked'] == 'a word 8' and any(t['dropped'] for t in data['turns'])
+
+def test_a_box_measures_the_machine_only_for_models_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(Machine, 'measure', classmethod(lambda cls: MACHINE))
+    talk = chat(talker(), max_new_tokens=2); ''.join(talk.say('a'))
+    assert ChatBox(talk).machine is MACHINE
+    monkeypatch.setattr('tinylm.widgets.device_of', lambda model: torch.device('meta'))
+    box = ChatBox(talk)
+    assert box.machine is None and box.data['turns'][0]['least'] is None and box.to_html()
+
+class Page:
+    "The other end of a live box: what the page is shown, and what it asks for."
+    def __init__(self, box):
+        pytest.importorskip('anywidget')
+        self.box, self.live, self.seen = box, box.widget(), []
+        self.live.observe(lambda change: self.seen.append(change.new), 'detail')
+
+    def tell(self, **message): self.box._hear(self.live, message)
+
+    def pull(self, most=10**6):
+        "Ask for more, as the page does, until the answer is there."
+        while most and 'step' in self.live.detail:
+            self.tell(more=self.live.detail['step']); most -= 1
+        return self.live.data['turns']
+
+def slow(monkeypatch):
+    "Each look at the clock is a second later: a handler writes one piece."
+    clock = iter(range(10**9))
+    monkeypatch.setattr('tinylm.widgets.perf_counter', lambda: next(clock))
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(messages, min_size=1, max_size=3), st.booleans())
+def test_a_live_box_writes_what_the_conversation_would(questions, slowly):
+    plain, page = (chat(talker(), max_new_tokens=9) for _ in range(2))
+    page = Page(ChatBox(page, MACHINE))
+    with pytest.MonkeyPatch.context() as m:
+        if slowly: slow(m)
+        for q in questions:
+            answer = ''.join(plain.say(q)); page.seen.clear(); page.tell(say=q)
+            assert page.live.detail == {'asked': q, 'answer': '', 'step': 0}
+            turns = page.pull()
+            grown = [d['answer'] for d in page.seen if 'step' in d]
+            assert all(b.startswith(a) and len(b) > len(a) for a, b in zip(grown, grown[1:]))
+            assert turns[-1]['asked'] == _plain(q) and turns[-1]['answer'] == grown[-1] == _plain(answer)
+            assert page.live.detail == {'line': ''} and page.live.chosen == {'turn': None}
+    assert page.box.talk.messages == plain.messages
+
+def test_a_handler_writes_for_a_moment_and_waits_to_be_asked(monkeypatch):
+    page = Page(ChatBox(chat(talker(), max_new_tokens=9), MACHINE)); slow(monkeypatch)
+    page.tell(say='a word')
+    for i in range(3): page.tell(more=i); assert page.live.detail['step'] == i + 1
+    before = page.live.detail
+    page.tell(more=0); page.tell(more=7); assert page.live.detail == before       # of another view, or late
+    assert len(page.pull()) == 1
+
+@pytest.mark.parametrize('pieces', [0, 2])
+def test_stop_keeps_what_is_there_and_gives_a_message_back_that_came_to_nothing(monkeypatch, pieces):
+    page = Page(ChatBox(chat(talker(), max_new_tokens=9), MACHINE)); slow(monkeypatch)
+    page.tell(say='a word'); page.pull(pieces); page.tell(stop=True)
+    assert [t['ended'] for t in page.live.data['turns']] == ['stopped']*bool(pieces)
+    assert page.live.detail == {'line': ''} | ({} if pieces else {'text': 'a word'})
+    page.tell(stop=True); page.tell(more=3)                                        # late ones change nothing
+    agrees_with_its_cache(page.box.talk)
+    page.tell(say='what is a token?')
+    monkeypatch.undo(); assert page.pull()[-1]['asked'] == 'what is a token?'
+
+def test_one_answer_at_a_time(monkeypatch):
+    page = Page(ChatBox(chat(talker(), max_new_tokens=9), MACHINE)); slow(monkeypatch)
+    page.tell(say='a word'); page.pull(2); page.tell(say='another')
+    assert 'one answer at a time' in page.live.detail['line'] and page.live.detail['text'] == 'another'
+    assert page.live.detail['step'] == 2 and page.live.detail['asked'] == 'a word'
+    assert [t['asked'] for t in page.pull()] == ['a word']
+
+def test_somebody_else_goes_on_with_the_conversation(monkeypatch):
+    page = Page(ChatBox(chat(talker(), max_new_tokens=9), MACHINE)); slow(monkeypatch)
+    page.tell(say='a word'); page.pull(2)
+    ''.join(page.box.talk.say('from a cell'))
+    turns = page.pull()
+    assert [(t['asked'], t['ended']) for t in turns][0] == ('a word', 'stopped')
+    assert turns[1]['asked'] == 'from a cell' and page.live.detail == {'line': ''}
+
+@pytest.mark.parametrize('error, line',
+    [(KeyboardInterrupt(), ''), (RuntimeError('no\nroom'), 'RuntimeError: ')])
+@pytest.mark.parametrize('at', [0, 1, 3])
+def test_an_error_or_ctrl_c_becomes_one_line_and_nothing_is_half_changed(monkeypatch, error, line, at):
+    talk = chat(talker(), max_new_tokens=9); page = Page(ChatBox(talk, MACHINE)); passes = []
+    def fails(*_):
+        passes.append(1)
+        if len(passes) == at + 1: raise error
+    hook = talk.model.blocks[-1].register_forward_pre_hook(fails)
+    page.tell(say='a word'); turns = page.pull(); hook.remove()
+    said = page.live.detail
+    assert said['line'].startswith(line) and '\n' not in said['line'] and bool(said['line']) == bool(line)
+    assert len(turns) == bool(at) and said.get('text') == (None if at else 'a word')
+    agrees_with_its_cache(talk)
+    page.tell(say='a word'); assert page.pull()[-1]['ended'] in ('end', 'length')
+
+@pytest.mark.parametrize('message', ['', 3, None, 'x'*9000])
+def test_what_is_no_message_gets_one_line(message):
+    page = Page(ChatBox(chat(talker(), max_new_tokens=3), MACHINE)); page.tell(say=message)
+    assert page.live.detail['line'].startswith('ValueError: ') and page.live.data['turns'] == []
+    assert len(page.live.detail['line']) < 300
+    page.box._hear(page.live, 5); assert page.live.detail['line'].startswith('TypeError: ')
+
+def test_the_record_is_text_where_no_scripts_run():
+    talk = chat(talker(), max_new_tokens=3); ''.join(talk.say('<b>é'))
+    html = ChatBox(talk, MACHINE).to_html().partition('<script')[0]
+    assert '<b>You:</b> &lt;b&gt;&#233;</p>' in html and html.count('<p ') == 2
+
 # --- next token
 
 def test_the_logits_are_those_of_the_last_position():
@@ -364,33 +558,61 @@ def widgets():
             DecodeTimeline({EVIL[0]: line}, Words(), EVIL[0]),
             TokenProbabilities(model, EVIL[0], Words()),
             BatchTimeline({w: smuggled() for w in EVIL}, Words()),
-            PhaseRace({EVIL[0]: bad_lane(), EVIL[1]: bad_lane(-1)}, Words(), EVIL[0], time=1e3*len(EVIL))]
+            PhaseRace({EVIL[0]: bad_lane(), EVIL[1]: bad_lane(-1)}, Words(), EVIL[0], time=1e3*len(EVIL)),
+            ChatBox(bad_talk(), MACHINE), CostExplorer(), Playground(small())]
 
 def bad_lane(turn=1):
     n = len(EVIL)
     return Lane([i + 1. for i in range(n)], [1]*n, [[i] for i in range(n)][::turn], [False]*n)
 
-@pytest.mark.parametrize('i', range(5))
+@cache                                                 # its times are measured once
+def bad_talk():
+    "A conversation in which everybody says what somebody wants to smuggle in."
+    talk = chat(talker(), max_new_tokens=3)
+    for sign in EVIL: ''.join(talk.say(sign))
+    said = [{'role': ('user', 'assistant')[i % 2], 'content': sign} for sign in EVIL for i in (0, 1)]
+    talk._past = said, talk.turns
+    return talk
+
+KINDS = range(len(Widget.__subclasses__()))
+
+@pytest.mark.parametrize('i', KINDS)
 def test_the_page_holds_one_script_and_no_markup_of_tokens(i):
-    html = widgets()[i].to_html()
+    w = widgets()[i]; html = w.to_html()
     assert html.isascii() and html.count('<script') == html.count('</script') == 1
     assert html.rstrip().endswith('</script>')
     assert '<!--' not in html and 'onerror="' not in html
     values = re.search(r'state = (\{.*\});$', html, re.M)[1]
-    data = json.loads(json.dumps(widgets()[i].data))
+    data = json.loads(json.dumps(w.data))
     assert json.loads(values)['data'] == data              # the reader undoes the escapes, nothing is lost
 
-def test_the_drawing_asks_for_nothing_and_writes_no_markup():
-    source = _drawing()
+STATIC = ROOT/'tinylm'/'static'
+DRAWN = sorted({f.stem for f in STATIC.glob('*.js')} - {'base'})
+
+@pytest.mark.parametrize('kind', DRAWN)
+def test_the_drawing_asks_for_nothing_and_writes_no_markup(kind):
+    source = _drawing(('base', kind))
     assert set(re.findall(r'https?:\S+', source)) == {"http://www.w3.org/2000/svg';"}
     for word in ('fetch(', 'XMLHttpRequest', 'import ', 'import(', 'innerHTML', 'outerHTML',
                  'insertAdjacentHTML', 'document.write', 'eval(', 'new Function', '</', '<!--', '```'):
         assert word not in source, word
 
-def test_every_room_is_in_the_drawing_and_the_module_ends_with_its_export():
-    rooms = [f.read_text(encoding='utf-8') for f in (ROOT/'tinylm'/'static').glob('*.js')]
-    assert len(rooms) == 6 and all(room in _drawing() for room in rooms)
-    assert _drawing().count('export ') == 1 and _drawing().endswith('\nexport default { render };')
+@pytest.mark.parametrize('kind', DRAWN)
+def test_a_drawing_is_what_all_share_its_own_file_and_an_export(kind):
+    own = [(STATIC/f'{f}.js').read_text(encoding='utf-8') for f in ('base', kind)]
+    assert _drawing(('base', kind)) == '\n'.join([*own, 'export default { render };'])
+    assert _drawing(('base', kind)).count('export ') == 1 and f'KINDS.{kind} = ' in own[1]
+
+def test_no_drawing_uses_what_another_one_has():
+    "A name of one file does not occur as a call in another."
+    sources = {k: (STATIC/f'{k}.js').read_text(encoding='utf-8') for k in DRAWN}
+    made = {k: set(re.findall(r'^(?:function|const|let) (\w+)', s, re.M)) for k, s in sources.items()}
+    for kind, source in sources.items():
+        inside = set(re.findall(r'\b(?:function|const|let) (\w+)|(\w+) =>', source))
+        known = {n for pair in inside for n in pair} | made[kind]
+        for other in set(DRAWN) - {kind}:
+            used = {n for n in made[other] if re.search(rf'(?<![.\w]){n}\(', source)}
+            assert not used - known, (kind, other, used - known)
 
 # --- ways to show it
 
@@ -481,9 +703,11 @@ def diverged():
 
 def changed(**about): return {'a': smuggled() | about}
 
-def changed_job(**about):
+def changed_step(**about):
     step = smuggled()['steps'][0]
-    return changed(steps=[step, step | {'jobs': [step['jobs'][0] | about]}])
+    return changed(steps=[step, step | about])
+
+def changed_job(**about): return changed_step(jobs=[smuggled()['steps'][0]['jobs'][0] | about])
 
 line = timeline(4)
 BAD = {
@@ -556,6 +780,9 @@ BAD = {
     'job of an unknown phase': (lambda: BatchTimeline(changed_job(phase='sleep')),
         "step 1 of record 'a' is no step"),
     'step that is none': (lambda: BatchTimeline(changed(steps=[3])), "step 0 of record 'a' is no step"),
+    **{f'step with {what} {bad}': (lambda what=what, bad=bad: BatchTimeline(changed_step(**{what: bad})),
+                                   "step 1 of record 'a' is no step of an engine")
+       for what, bad in (('free', -1), ('passes', 1.5), ('waiting', [-1]), ('seconds', float('nan')))},
     'step of a batch': (lambda: BatchTimeline({'a': smuggled()}, step=len(EVIL)),
         f'step is {len(EVIL)}: expected a whole number from 0 to {len(EVIL)-1}'),
     'request of a batch': (lambda: BatchTimeline({'a': smuggled()}, request=1),
@@ -580,6 +807,9 @@ BAD = {
     'race without a prompt': (lambda: PhaseRace.record(small(), ''), "text is ''"),
     'race without a lane': (lambda: PhaseRace.record(small(), 'a', ways={}, rows=0),
         'lanes is an empty dict'),
+    'chat of nothing': (lambda: ChatBox('talk'), 'conversation is str: expected a Conversation'),
+    'machine of a chat': (lambda: ChatBox(chat(talker()), 'fast'), 'machine is str: expected a Machine'),
+    'turn of a chat': (lambda: ChatBox(chat(talker()), MACHINE, turn=0), 'turn is 0'),
     'steps': (lambda: LiveTraining(0), 'steps is 0'),
     'every': (lambda: LiveTraining(5, every=-1), 'every is -1'),
 }
@@ -592,13 +822,14 @@ def test_bad_input_gets_one_line(name):
 
 def test_saved_widgets_hold_the_drawing_of_today():
     "Saved outputs carry a copy of the drawing; after a change their notebooks have to run again."
-    drawing, with_widget = _ascii(_drawing()).removesuffix('export default { render };'), set()
+    with_widget = set()
     for path in (ROOT/'nbs').glob('*.ipynb'):
         for cell in nbformat.read(path, 4).cells:
             for html in (o.get('data', {}).get('text/html', '') for o in cell.get('outputs', [])):
                 if 'tinylm-widget' not in html: continue
                 with_widget.add(path.stem)
-                assert drawing in html, f'run {path.name} again'
+                drawn = [w for w in Widget.__subclasses__() if w.script().removesuffix(_EXPORT) in html]
+                assert drawn, f'run {path.name} again'
     assert {'01_attention', '04_decode', '05_kv_cache', 'widgets'} <= with_widget
 
 # --- pictures that nothing of the user's can break, and that stay small
@@ -618,6 +849,32 @@ def test_a_picture_is_drawn_once_for_all_places(monkeypatch):
         monkeypatch.setattr(type(w), '_draw', lambda self, fig: drawn.append(self))
         w._repr_mimebundle_()
     assert len(drawn) == len(widgets())
+
+def bars(ax): return [(p.get_y() + p.get_height()/2, p.get_width(), p.get_facecolor()) for p in ax.patches]
+
+def drawn(widget):
+    from matplotlib.figure import Figure
+    fig = Figure()
+    widget._draw(fig)
+    return fig.axes
+
+@pytest.mark.parametrize('chunks', [None, [1, 3, 1, 1, 4], [9, 1], [10]])
+def test_the_picture_of_phases_has_a_row_for_each_query_in_the_colour_of_its_pass(chunks):
+    from matplotlib.colors import to_rgba
+    ax, = drawn(AttentionMap(small(), 'abcdefghab', chunks=chunks, view='phases', prompt=6))
+    phases = {True: to_rgba('#D55E00'), False: to_rgba('#0072B2')}
+    passes, rows = chunks or [6, 1, 1, 1, 1], []
+    for n in passes: rows += [(q, q + 1, phases[n == 1 and q > 0]) for q in range(len(rows), len(rows) + n)]
+    assert bars(ax) == rows
+
+def test_the_picture_of_batches_numbers_each_stay_of_a_request_once():
+    records = batches()
+    for ax, record in zip(drawn(BatchTimeline(records)), records.values(), strict=True):
+        steps = enumerate(record['steps'])
+        places = {(i, j['slot']): j['request'] for i, step in steps for j in step['jobs']}
+        begun = [(i, slot, str(r)) for (i, slot), r in places.items() if places.get((i - 1, slot)) != r]
+        texts = [(int(t.get_position()[0]), t.get_position()[1], t.get_text()) for t in ax.texts]
+        assert sorted(texts) == sorted(begun)
 
 def test_a_long_timeline_is_drawn_with_few_objects():
     from matplotlib.figure import Figure

@@ -48,6 +48,7 @@ def benchmark(
     prompt:int=16, # tokens that are read before decoding
     new_tokens:int=40, # tokens that are written in each measurement, as far as they fit
     batches:tuple=(1, 4, 16, 32), # rows
+    compile:bool|None=None, # as for `stream`
 )->dict: # everything measured, ready for JSON
     "Prefill and decode of one model on this machine."
     T, config = model.config.block_size, model.config
@@ -57,9 +58,11 @@ def benchmark(
     machine, idx = Machine.measure(), torch.zeros(1, T, dtype=torch.long)
     with torch.inference_mode(), evaluating(model.modules()):
         prefill = best_time(lambda: model.prefill(idx), 4)
-    decode = {way: measure_decode(model, prompt, new_tokens, use_cache=way == 'cached')
+    decode = {way: measure_decode(model, prompt, new_tokens, use_cache=way == 'cached',
+                                  compile=compile)
               for way in ('naive', 'cached')}
-    batch = {B: measure_decode(model, prompt, min(new_tokens, 16), B)['tokens_a_second'] for B in batches}
+    batch = {B: measure_decode(model, prompt, min(new_tokens, 16), B, compile=compile)['tokens_a_second']
+             for B in batches}
     cached, about = decode['cached'], {'torch': torch.__version__, 'python': platform.python_version()}
     return about | {'threads': torch.get_num_threads(), 'machine': vars(machine), 'config': vars(config),
                     'prefill': {'tokens': T, 'tokens_a_second': T/prefill}, 'decode': decode, 'batch': batch,

@@ -7,7 +7,7 @@ __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #d86cd208
 import argparse, json, os, signal, sys, threading, warnings
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import fields, replace
 from math import inf
 from pathlib import Path
@@ -19,6 +19,7 @@ from .bench import SIZES, bench_table, benchmark
 from .core import write_atomic
 from .data import CharTokenizer, CountModel, TextStream, load_corpus, read_tokenizer, train_val_split
 from .decoding import Sampling, compare_phases, phase_table
+from .distributed import Ended, TokenFile, join_team, own_device, started_again, write_tokens
 from .conversation import chat
 from .doctor import about_model, checkup
 from .endpoint import Endpoint
@@ -67,15 +68,26 @@ def _add_fields(parser, fields_):
         parser.add_argument(_flag(f.name), type=type(f.default), metavar='N', help=about)
 
 def _add_device(parser):
-    parser.add_argument('--device', default='cpu', help='where to compute: cpu, cuda, mps … (%(default)s)')
+    parser.add_argument('--device', default='cpu',
+                        help='where to compute: cpu, cuda, mps …, or auto for the fastest there is '
+                             '(%(default)s)')
+
+def _add_compile(parser):
+    parser.add_argument('--compile', action=argparse.BooleanOptionalAction, default=None,
+                        help='in compiled loops (lesson 14), or never; where possible when not given')
 
 def _given(args, fields_):
     return {f.name: v for f in fields_ if (v := getattr(args, f.name)) is not None}
 
 # %% ../nbs/cli.ipynb #c11d0006
+def _text(args):
+    return TokenFile(args.corpus) if args.corpus.endswith('.tokens') else load_corpus(args.corpus)
+
+def _tokenizer(text): return text.tokenizer if isinstance(text, TokenFile) else CharTokenizer(text)
+
 def _new(args, text):
     "Shape, recipe and tokenizer of a run that begins."
-    tokenizer, (shape, recipe) = CharTokenizer(text), PRESETS[args.like]
+    tokenizer, (shape, recipe) = _tokenizer(text), PRESETS[args.like]
     shape = replace(shape, vocab_size=tokenizer.vocab_size, **_given(args, _SHAPE))
     return shape, replace(recipe, **_given(args, _RECIPE)), tokenizer
 
@@ -89,7 +101,7 @@ def _resumed(args, text, state):
                 raise ValueError(f'{_flag(name)} {value} was given, and the run in {state} has {name} '
                                  f'{theirs}')
     recipe = replace(run.recipe, **{name: recipe[name] for name in free if name in recipe})
-    return run.model, recipe, read_tokenizer(run.tokenizer) or CharTokenizer(text)
+    return run.model, recipe, read_tokenizer(run.tokenizer) or _tokenizer(text)
 
 # %% ../nbs/cli.ipynb #c11d0008
 def _check_memory(c):
@@ -104,6 +116,7 @@ def _check_memory(c):
 def _check_words(args, out, state):
     if args.resume and not state.exists():
         raise FileNotFoundError(f'nothing to resume: there is no {state}')
+    args.resume = args.resume or started_again(state)
     old = next((p for p in (state, out) if p.exists()), None)
     if old and not (args.resume or args.overwrite):
         raise FileExistsError(f'{old} exists: --resume goes on with that run, --overwrite starts anew')
@@ -111,34 +124,57 @@ def _check_words(args, out, state):
 def _interruptible(args, state, work):
     before = state.stat().st_mtime_ns if state.exists() and not args.resume else 0
     try: work()
-    except KeyboardInterrupt:
-        if not state.exists() or state.stat().st_mtime_ns <= before:
-            raise KeyboardInterrupt('stopped before the first checkpoint') from None
-        raise KeyboardInterrupt(f'stopped; {state} holds the run up to its last evaluation, {args.again} '
-                                f'goes on from there') from None
+    except (KeyboardInterrupt, Ended) as e:
+        kept = state.exists() and state.stat().st_mtime_ns > before
+        words = (f'; {state} holds the run up to its last evaluation, {args.again} goes on from there'
+                 if kept else ' before the first checkpoint')
+        if isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt(f'stopped{words}') from None
+        raise Ended(str(e) and f'{e}{words if kept or e.code == 130 else ""}', e.code) from None
 
 # %% ../nbs/cli.ipynb #c11d0013
 def _encoded(text, tokenizer, args, state):
+    if isinstance(text, TokenFile): return text
     try: return torch.tensor(tokenizer.encode(text))
     except ValueError as e:
         raise ValueError(f'--corpus {args.corpus} is not the text of the run in {state}: {e}') from None
 
 # %% ../nbs/cli.ipynb #0e0a2b58
 def _train(args):
-    out, state, device = Path(args.out), checkpoint_path(args.out), check_device(args.device)
+    state, model = checkpoint_path(args.out), []
+    how = {name: getattr(args, name) for name in ('shard', 'timeout', 'accumulate', 'bfloat16', 'compile')}
+    def work():
+        with join_team(**how) as team: model.append(_train_in(team, args, Path(args.out), state))
+    _interruptible(args, state, work)
+    return model[0]
+
+# %% ../nbs/cli.ipynb #15110001
+def _train_in(team, args, out, state):
+    say = (lambda text: print(_line(text))) if team.rank == 0 else lambda text: None
+    device = own_device(args.device)
     _check_words(args, out, state)
-    text = load_corpus(args.corpus)
+    text = _text(args)
     shape, recipe, tokenizer = _resumed(args, text, state) if args.resume else _new(args, text)
     parts = train_val_split(_encoded(text, tokenizer, args, state))
     _check_memory(shape)
     torch.manual_seed(recipe.seed)
     model = LanguageModel(shape, tokenizer)
-    print(_line(f'{args.corpus}: {len(text):,} characters, {tokenizer.vocab_size} different tokens; '
-                f'a model of {shape.n_params:,} parameters'))
-    more = dict(out=out, resume=args.resume, device=device)
-    _interruptible(args, state, lambda: train(model, *parts, recipe, **more))
-    print(_line(f'validation loss {evaluate(model, parts[1]):.3f} nats a token; the model is in {out}'))
+    say(f'{args.corpus}: {len(text):,} {_unit(text)}, {tokenizer.vocab_size} different tokens; '
+        f'a model of {shape.n_params:,} parameters')
+    train(model, *parts, recipe, out=out, resume=args.resume, device=device, team=team)
+    windows = 2048 if isinstance(text, TokenFile) else None
+    say(f'validation loss {evaluate(model, parts[1], windows):.3f} nats a token; the model is in {out}')
     return model
+
+# %% ../nbs/cli.ipynb #15110003
+def _add_team(group):
+    group.add_argument('--accumulate', type=int, default=1, metavar='N',
+                       help='passes for a step, each over an equal piece of the batch (%(default)s)')
+    group.add_argument('--bfloat16', action='store_true', help='round products to 16 bits')
+    group.add_argument('--compile', action='store_true', help='let torch.compile make the pass')
+    group.add_argument('--shard', action='store_true',
+                       help='under torchrun: share the model out among the processes, not only the batch')
+    group.add_argument('--timeout', type=float, default=600., metavar='SECONDS',
+                       help='under torchrun: how long a process may wait for the others (%(default)s)')
 
 # %% ../nbs/cli.ipynb #c11d0014
 def _add_train(commands):
@@ -147,8 +183,8 @@ def _add_train(commands):
         description='Train a model and keep it in one safetensors file. The run is kept beside it, so that '
                     '--resume can go on after Ctrl-C.')
     t.add_argument('--corpus', default='python-docs',
-                   help="'python-docs', 'shakespeare' (downloaded once) or the path of a UTF-8 text file "
-                        "(%(default)s)")
+                   help="'python-docs', 'shakespeare' (downloaded once), the path of a UTF-8 text file, "
+                        "or of a .tokens file that tinylm tokens wrote (%(default)s)")
     t.add_argument('--out', default='model.safetensors', help='where to keep the model (%(default)s)')
     t.add_argument('--resume', action='store_true',
                    help='go on with the stopped run beside --out, with its shape and its recipe; give the '
@@ -158,19 +194,41 @@ def _add_train(commands):
                    help='whose shape and recipe to begin with: the model of lesson 03, or the modern one of '
                         'lesson 11 (%(default)s, whose values stand below)')
     _add_device(t)
+    _add_team(t.add_argument_group('how a step is computed'))
     _add_fields(t.add_argument_group('the model'), _SHAPE)
     _add_fields(t.add_argument_group('the recipe'), _RECIPE)
     t.set_defaults(run=_train, again='the same command with --resume')
 
+# %% ../nbs/cli.ipynb #15110005
+def _unit(text): return 'tokens' if isinstance(text, TokenFile) else 'characters'
+
+def _tokens(args):
+    out = Path(args.out or f'{args.corpus}.tokens')
+    if out.exists() and not args.overwrite: raise FileExistsError(f'{out} exists: --overwrite writes it anew')
+    if out.suffix != '.tokens': raise ValueError(f'{out} is no name for it: expected something.tokens')
+    like = load_model(args.like).tokenizer if args.like else None
+    tokens = write_tokens(args.corpus, out, like)
+    print(_line(f'{out}: {len(tokens):,} tokens, {tokens.tokenizer.vocab_size} different ones'))
+
+def _add_tokens(commands):
+    t = commands.add_parser('tokens', help='encode a large text once, for tinylm train --corpus FILE.tokens',
+                            description='Encode a text of any size. After Ctrl-C the same command goes on.')
+    t.add_argument('--corpus', required=True, help='the path of a UTF-8 text file')
+    t.add_argument('--out', help='the file to write; the name of the text with .tokens when not given')
+    t.add_argument('--like', metavar='MODEL', help='with the tokenizer of this model, in place of characters')
+    t.add_argument('--overwrite', action='store_true', help='write anew even if --out exists')
+    t.set_defaults(run=_tokens)
+
 # %% ../nbs/cli.ipynb #8c15a933
 _MODEL = 'a model: what tinylm train wrote, a GGUF file, or a folder of Hugging Face'
 
-def _stream(model, prompt, max_tokens, sampling):
+def _stream(model, prompt, max_tokens, sampling, compile=None):
     if not prompt: raise ValueError('the prompt is empty: expected at least one character')
     if model.tokenizer is None:
         raise ValueError('the checkpoint holds no vocabulary, so it cannot read a prompt')
     ids, text = model.tokenizer.encode(prompt), TextStream(model.tokenizer)
-    tokens = model.stream(torch.tensor([ids], device=device_of(model)), max_tokens, sampling=sampling)
+    idx = torch.tensor([ids], device=device_of(model))
+    tokens = model.stream(idx, max_tokens, sampling=sampling, compile=compile)
     _write(text.push(ids))
     for token in tokens: _write(text.push(token[0]))
     _write(text.flush() + '\n')
@@ -178,7 +236,7 @@ def _stream(model, prompt, max_tokens, sampling):
 def _generate(args):
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     model = load_model(args.checkpoint).to(check_device(args.device))
-    _stream(model, args.prompt, args.max_tokens, sampling)
+    _stream(model, args.prompt, args.max_tokens, sampling, args.compile)
 
 # %% ../nbs/cli.ipynb #c11d0015
 def _add_dials(parser, temperature):
@@ -189,7 +247,7 @@ def _add_dials(parser, temperature):
     parser.add_argument('--top-p', type=float,
                    help='draw from the best tokens that together reach this probability')
     parser.add_argument('--seed', type=int, help='the same seed writes the same text')
-    _add_device(parser)
+    _add_device(parser); _add_compile(parser)
 
 def _add_generate(commands):
     g = commands.add_parser('generate', help='decode: let a model continue a prompt',
@@ -206,23 +264,31 @@ def _until_ctrl_c():
     "Ctrl-C ends what is inside, and no more."
     mine = threading.current_thread() is threading.main_thread()
     if not mine or signal.getsignal(signal.SIGINT) is signal.SIG_IGN: yield; return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    came = []
+    def once(*_):
+        came.append(1)
+        if len(came) == 1: raise KeyboardInterrupt
+    before = signal.signal(signal.SIGINT, once)
     try: yield
-    except KeyboardInterrupt:
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN: raise           # somebody ends all of it
-    finally: signal.signal(signal.SIGINT, before)
+    except (KeyboardInterrupt, RuntimeError):          # PyTorch turns some into an error of its own
+        if not came or signal.getsignal(signal.SIGINT) is not once: raise      # somebody ends all of it
+    finally:
+        if signal.getsignal(signal.SIGINT) is once: signal.signal(signal.SIGINT, before)
 
 def _message():
     "The next line, or None."
     try: return input('> ' if sys.stdin.isatty() else '')
-    except EOFError: return None
+    except (EOFError, KeyboardInterrupt) as e:
+        if sys.stdin.isatty(): _write('\n')            # what follows has a line of its own
+        if isinstance(e, KeyboardInterrupt): raise
 
 # %% ../nbs/cli.ipynb #c4a70003
 def _answer(talk, message):
-    with _until_ctrl_c():
-        for piece in talk.say(message): _write(piece)
+    answered = len(talk.turns)
+    with _until_ctrl_c(), closing(talk.say(message)) as answer:
+        for piece in answer: _write(piece)
     _write('\n')
-    turn = talk.turns[-1] if talk.turns else None
+    turn = talk.turns[-1] if len(talk.turns) > answered else None
     if turn and turn.dropped: print(f'(the {turn.dropped} oldest messages no longer fit)', file=sys.stderr)
     if turn and sys.stdin.isatty(): print(f'({turn})', file=sys.stderr)
 
@@ -230,8 +296,11 @@ def _chat(args):
     if sys.stdin is None: raise ValueError('there is nobody to talk to: standard input is closed')
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     model = load_model(args.checkpoint).to(check_device(args.device))
-    talk = chat(model, system=args.system, sampling=sampling, max_new_tokens=args.max_tokens)
+    talk = chat(model, system=args.system, sampling=sampling, max_new_tokens=args.max_tokens,
+                compile=args.compile)
     warnings.simplefilter('ignore')                    # what is left out is said in a line of its own
+    # what is no text is refused as a message, and the conversation goes on
+    if hasattr(sys.stdin, 'reconfigure'): sys.stdin.reconfigure(errors='surrogateescape')
     while (message := _message()) not in (None, '/quit'):
         try:
             if message.strip(): _answer(talk, message)
@@ -261,7 +330,7 @@ def _serve(args):
     model = load_model(args.checkpoint).to(check_device(args.device))
     if model.tokenizer is None:
         raise ValueError('the checkpoint holds no vocabulary, so it cannot read a prompt')
-    shape = dict(slots=args.slots, budget=args.budget, n_pages=args.pages)
+    shape = dict(slots=args.slots, budget=args.budget, n_pages=args.pages, compile=args.compile)
     tell = _told(args, key)
     Endpoint(model, name=name, key=key, **shape).run(args.host, args.port, args.grace,
                                                      lambda url: tell(name, url))
@@ -276,16 +345,15 @@ def _add_serve(commands):
     s.add_argument('--port', type=int, default=8000, help='0 takes one that is free (%(default)s)')
     s.add_argument('--name', help='what clients call the model; the name of the file when not given')
     s.add_argument('--api-key', help='what clients must show; better given as TINYLM_API_KEY, which nobody '
-                                     'sees in '
-                                     'a list of processes')
+                                     'sees in a list of processes')
     s.add_argument('--slots', type=int, default=16, help='texts that are written at a time (%(default)s)')
     s.add_argument('--budget', type=int, default=128, help='tokens that a step may read, more than --slots '
                                                           '(%(default)s)')
-    s.add_argument('--pages', type=int, help='pages of 16 tokens in the pool; enough for all slots when not '
-                                             'given')
+    s.add_argument('--pages', type=int, help='pages of 16 tokens in the pool; enough for all slots when '
+                                             'not given')
     s.add_argument('--grace', type=int, default=10, help='seconds for running texts after Ctrl-C '
                                                          '(%(default)s)')
-    _add_device(s)
+    _add_device(s); _add_compile(s)
     s.set_defaults(run=_serve)
 
 # %% ../nbs/cli.ipynb #2f85299b
@@ -323,7 +391,7 @@ def _add_demo(commands):
 def _bench(args):
     path = args.checkpoint
     model = load_model(path) if path else LanguageModel(SIZES[args.size]).eval()
-    result = benchmark(model, args.prompt)
+    result = benchmark(model, args.prompt, compile=args.compile)
     if args.json: write_atomic(args.json, [json.dumps(result, indent=1).encode()])
     print(bench_table(result))
 
@@ -337,6 +405,7 @@ def _add_bench(commands):
     b.add_argument('--prompt', type=int, default=16,
                    help='tokens that are read before decoding (%(default)s)')
     b.add_argument('--json', metavar='FILE', help='write everything measured to this file')
+    _add_compile(b)
     b.set_defaults(run=_bench)
 
 # %% ../nbs/cli.ipynb #d0c0c002
@@ -357,7 +426,8 @@ def _add_doctor(commands):
 def _parser():
     p = _Parser(prog='tinylm', description='Train a small language model on any text, and let it write.')
     p.add_argument('--version', action='version', version=f'tinylm {tinylm.__version__}')
-    adders = (_add_train, _add_generate, _add_chat, _add_serve, _add_demo, _add_bench, _add_doctor)
+    adders = (_add_train, _add_tokens, _add_generate, _add_chat, _add_serve, _add_demo, _add_bench,
+              _add_doctor)
     names = ' | '.join(add.__name__.removeprefix('_add_') for add in adders)
     commands = p.add_subparsers(dest='command', required=True, metavar=names)
     for add in adders: add(commands)
@@ -415,6 +485,9 @@ def main(
             return _run(args)
         except SystemExit as e: raise SystemExit(_ended(e.code)) from None         # after --help
         except KeyboardInterrupt as e: return _complain(e if e.args else 'stopped', 130)
+        except Ended as e:
+            if str(e): print(file=sys.stderr); _complain(e, e.code)            # below the bar of another one
+            return _ended(e.code)
         except BrokenPipeError:                            # the reader has left; nothing more to say to it
             _give_up_stdout()
             return 0 if command == 'generate' else _complain('nobody reads the output any more', 2)

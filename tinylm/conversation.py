@@ -16,9 +16,9 @@ from fastcore.basics import patch
 
 from .cache import KVCache, cached_step
 from .core import check_count, shown
-from .cost import Machine, Timeline
+from .cost import Ledger, Machine, Timeline
 from .data import TextStream, check_tokenizer
-from .decoding import Sampling, write
+from .decoding import Sampling, compiling, write
 from .model import LanguageModel
 from .speculative import agreed
 from .subwords import chat_ids
@@ -54,11 +54,12 @@ class Conversation:
         system:str|None=None, # what the model is told first; what the template says when not given
         sampling:Sampling=Sampling(temperature=0), # the dials; the best token when not given
         max_new_tokens:int=512, # the longest answer
+        compile:bool|None=None, # as for `stream`
     ):
         check_tokenizer(tokenizer, model.config.vocab_size)
         if not isinstance(sampling, Sampling):
             raise ValueError(f'sampling is {shown(sampling)}: expected a Sampling')
-        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.model, self.tokenizer, self.sampling, self.compile = model, tokenizer, sampling, compile
         self.max_new_tokens = check_count('max_new_tokens', max_new_tokens)
         self.system = [] if system is None else [{'role': 'system', 'content': system}]
         self._past, self._answer = (self.system, []), None         # messages and turns; the last generator
@@ -114,6 +115,7 @@ def _answered(chat, messages, ids, turn):
     turn.saved = _prepared(chat, ids, room)
     turn.read, idx = len(ids) - turn.saved, torch.tensor([ids], device=device_of(chat.model))
     step = cached_step(chat.model, idx, room, chat.sampling, chat.generator, chat.cache)
+    step = compiling(chat.model, step, chat.compile)
     try:
         for new in write(chat.model, step, idx, room):
             _book(chat, turn, token := new.item(), perf_counter() - start)
@@ -154,9 +156,18 @@ def chat(
     system:str|None=None, # what the model is told before all else
     sampling:Sampling=Sampling(temperature=0), # the dials; the best token when not given
     max_new_tokens:int=512, # the longest answer
+    compile:bool|None=None, # as for `stream`
 )->Conversation:
     "Begin a conversation; a tokenizer without a chat template is a `ValueError`."
-    return Conversation(model, tokenizer or model.tokenizer, system, sampling, max_new_tokens)
+    return Conversation(model, tokenizer or model.tokenizer, system, sampling, max_new_tokens, compile)
+
+# %% ../nbs/conversation.ipynb #c0a70033
+@patch
+def phases(self:Turn)->dict: # a `Timeline` for 'prefill', and one for 'decode' where there is a second token
+    "The account of an answer in two: the pass that read, and those that wrote."
+    part = lambda span: Timeline(*(each[span] for each in vars(self.timeline).values()))
+    parts = {'prefill': part(slice(0, 1)), 'decode': part(slice(1, None))}
+    return {name: line for name, line in parts.items() if line.seconds}
 
 # %% ../nbs/conversation.ipynb #c0a70031
 def phases_of(
@@ -164,12 +175,11 @@ def phases_of(
     machine:Machine|None=None, # its limits; measured when not given
 )->str: # a table for people
     "Prefill and decode of one answer: tokens, FLOPs a byte, and the time beside what the machine allows."
-    machine, line = machine or Machine.measure(), turn.timeline
+    machine = machine or Machine.measure()
     lines = [f'{"phase":8} {"tokens":>7} {"FLOPs/byte":>11} {"ms":>9} {"roofline ms":>12}']
-    for name, part in (('prefill', slice(0, 1)), ('decode', slice(1, None))):
-        costs, seconds = line.costs[part], sum(line.seconds[part])
-        if not costs: continue
-        tokens, least = turn.read if name == 'prefill' else len(costs), sum(map(machine.seconds, costs))
-        intensity = sum(c.flops for c in costs)/sum(c.n_bytes for c in costs)
+    for name, line in turn.phases().items():
+        seconds, least = sum(line.seconds), sum(map(machine.seconds, line.costs))
+        tokens = turn.read if name == 'prefill' else len(line.tokens)
+        intensity = sum(line.costs, Ledger()).intensity
         lines.append(f'{name:8} {tokens:7,} {intensity:11.1f} {1e3*seconds:9.1f} {1e3*least:12.2f}')
     return '\n'.join(lines)

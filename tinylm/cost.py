@@ -187,11 +187,16 @@ class Timeline:
 @contextmanager
 def _listening(model):
     "The positions of each pass of a model, and how many logits it was asked for each time."
-    passes, asked, logits = [], [], model.logits
+    passes, asked, logits, begin = [], [], model.logits, model.begin
     def ask(hidden): asked.append(hidden[..., 0].numel()); return logits(hidden)
-    hook = model.blocks[0].register_forward_pre_hook(lambda block, args: passes.append(args[1].positions))
-    try: model.logits = ask; yield passes, asked
-    finally: hook.remove(); vars(model).pop('logits', None)
+    @contextmanager
+    def listen(*args):
+        with begin(*args) as p: passes.append(p.positions); yield p
+    def leave(): vars(model).pop('logits', None); vars(model).pop('begin', None)
+    try:
+        try: model.logits, model.begin = ask, listen; yield passes, asked
+        finally: leave()
+    finally: leave()                                   # once more, in case that Ctrl-C came in between
 
 def _cost(model, rows, passes, asked):
     "Of what was listened to."

@@ -89,7 +89,6 @@ def row_of_ids(
     if isinstance(ids, (list, tuple)): return list(ids)
     raise ValueError(f'{shown(ids)} is not a row of token ids: expected a list or a 1-D tensor')
 
-
 # %% ../nbs/00_data.ipynb #2f153ca3
 def train_val_split(
     ids:torch.Tensor, # (N,) token ids, or a string
@@ -106,6 +105,7 @@ def get_batch(
     batch_size:int, # B, the number of windows
     block_size:int, # T, the tokens in a window
     generator:torch.Generator|None=None, # makes the choice of windows repeatable
+    rows:slice=slice(None), # of the B windows, those to read: all, unless others read the rest (lesson 15)
 )->tuple[torch.Tensor, torch.Tensor]: # x and y, each (B, T); y is x moved by one place
     "Draw random windows and the token that follows each of their tokens."
     for name, n in (('batch_size', batch_size), ('block_size', block_size)): check_count(name, n)
@@ -113,7 +113,7 @@ def get_batch(
         raise ValueError(f'a text of {len(ids)} tokens is too short: block_size {block_size} needs at least '
                          f'{block_size+1}')
     start = torch.randint(len(ids)-block_size, (batch_size, 1), generator=generator)
-    windows = ids[(start + torch.arange(block_size+1)).to(ids.device)]
+    windows = ids[(start[rows] + torch.arange(block_size+1)).to(ids.device)]
     return windows[:, :-1], windows[:, 1:]
 
 # %% ../nbs/00_data.ipynb #c55c7da9
@@ -140,7 +140,6 @@ def _download(url, sha256, timeout):
         for chunk in verified(iter(lambda: r.read(1 << 16), b''), sha256, wrong):
             bar.update(len(chunk))
             yield chunk
-
 
 # %% ../nbs/00_data.ipynb #e7b04996
 def _python_docs():

@@ -16,10 +16,11 @@ from .cache import KVCache
 from .core import check_writable, data_dir
 from .decoding import phase_gap
 from .model import LanguageModel, LMConfig
+from .native import native_reason
 from .paged import PagedKVCache
 from .serving import Engine, Request
 from .speculative import NGramDrafter
-from .training import course_path
+from .training import course_path, evaluating
 
 # %% ../nbs/doctor.ipynb #d0c00006
 @dataclass
@@ -36,7 +37,8 @@ class Finding:
 
 # %% ../nbs/doctor.ipynb #d0c00007
 # what is installed only for some purposes
-_EXTRAS = dict(gguf='GGUF files', tokenizers='real tokenizers', jinja2='chats', matplotlib='figures',
+_EXTRAS = dict(numba='compiled loops', gguf='GGUF files', tokenizers='real tokenizers', jinja2='chats',
+               matplotlib='figures',
                ipywidgets='widgets', anywidget='live widgets', jupyterlab='the lessons',
                nbdev='changing the library', pytest='the tests', playwright='the tests in a browser')
 
@@ -98,7 +100,11 @@ def _texts():
 # %% ../nbs/doctor.ipynb #d0c00013
 def checkup()->list[Finding]:
     "Look at versions, programs, folders, and at the law."
-    return [f for look in (_machine, _packages, _programs, _folder, _law, _texts) for f in look()]
+    return [f for look in (_machine, _packages, _programs, _folder, _loops, _law, _texts) for f in look()]
+
+def _loops():
+    why = native_reason(_probe()[0])
+    yield Finding('loops', why or 'compiled for this processor', not why, 'fast decoding')
 
 def about_model(
     model:LanguageModel, # any, such as one from `load_model`
@@ -107,6 +113,7 @@ def about_model(
     c, seeded = model.config, torch.Generator().manual_seed(0)
     x = torch.randint(c.vocab_size, (1, min(24, c.block_size)), generator=seeded)
     gap = phase_gap(model, x, 1, cache=KVCache.of(model)).max().item()
+    with evaluating(model.modules()): why = native_reason(model)
     return Finding('this model', f'{c.n_params:,} parameters; logits of decode and prefill differ by '
-                                 f'{gap:.1e} '
-                                 f'at most', gap < 1e-2)
+                                 f'{gap:.1e} at most; its decode steps take '
+                                 + (f'the ordinary path ({why})' if why else 'compiled loops'), gap < 1e-2)

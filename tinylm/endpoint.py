@@ -762,7 +762,8 @@ class HeardTimeline(Timeline):
         "Prefill and decode: tokens, FLOPs a byte, and the time beside what the machine allows."
         if not any(c.n_bytes for c in self.costs):
             raise ValueError('the work is not known: expected config in from_endpoint')
-        return phases_of(Turn(self.read, self.saved, timeline=self), machine)
+        alone = Timeline(self.seconds, self.costs, self.tokens)
+        return phases_of(Turn(self.read, self.saved, timeline=alone), machine)
 
 # %% ../nbs/serve.ipynb #5e000082
 def _ask(url, body, key, seconds):

@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 
 from .core import check_count, shown, write_atomic
-from .decoding import Sampling
+from .decoding import Sampling, compiling
 from .model import LanguageModel
 from .paged import PagedKVCache, Pages, Row, Undo
 from .training import device_of, evaluating
@@ -310,6 +310,7 @@ class Engine:
         policy=first_come, # a job's rank: the smaller, the earlier
         scheduler=Scheduler, # the class of the scheduler
         history:int|None=None, # keep so many of the last steps and ended jobs; all when not given
+        compile:bool|None=None, # as for `stream`
     ):
         check_count('slots', slots); check_count('size', size)
         if history is not None: check_count('history', history)
@@ -318,6 +319,7 @@ class Engine:
         self.model, self.parts, self.weights = model, list(model.modules()), _weights(model)
         self.cache = PagedKVCache(c, n_pages, size, model.dtype, device_of(model))
         self.scheduler = scheduler(self.cache, slots, budget, policy, c.block_size, history)
+        self.reads = compiling(model, lambda plan: self._read(plan), compile)
 
     jobs = property(lambda self: self.scheduler.jobs, doc='All jobs in order of arrival.')
     trace = property(lambda self: self.scheduler.trace, doc='A record of each step.')
@@ -368,7 +370,7 @@ def draw(self:Engine,
 def step(self:Engine)->list: # (job, token) pairs: what was written
     "Everybody in the plan goes a step further; an error or an interrupt leaves all as it was."
     with Undo(*[m for m in self.parts if m.training]), evaluating(self.parts), torch.inference_mode():
-        return self.scheduler.step(self._read)
+        return self.scheduler.step(self.reads)
 
 # %% ../nbs/10_batching.ipynb #6aadc552
 def _weights(model):

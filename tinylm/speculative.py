@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .cache import KVCache
 from .core import check_count, shown
-from .decoding import STEPS, Sampling, Step, check_logits, naive_step, write
+from .decoding import STEPS, Sampling, Step, check_logits, compiling, naive_step, write
 from .model import LanguageModel, check_ids
 from .training import device_of, evaluating
 
@@ -210,11 +210,12 @@ class ModelDrafter:
     def __init__(self,
         model:LanguageModel, # small, with the vocabulary of the large one
         k:int=3, # the most tokens to guess
+        compile:bool|None=None, # as for `stream`
     ):
         if not isinstance(model, LanguageModel):
             raise ValueError(f'model is {shown(model)}: expected a LanguageModel')
         self.model, self.k, self.vocab_size = model, check_count('k', k), model.config.vocab_size
-        self.cache, self.read = KVCache.of(model), []
+        self.cache, self.read, self.compile = KVCache.of(model), [], compile
 
 # %% ../nbs/08_speculative.ipynb #9e51212b
 def agreed(
@@ -245,12 +246,13 @@ def draft(self:ModelDrafter,
     n = min(self.k, most, self.cache.length + 1 - len(text))
     if n < 1: return [], None
     drawn = lambda p: torch.multinomial(p, 1, generator=generator) if sampling.temperature else p.argmax()
+    ask = compiling(model, lambda idx: model.logits(model.hidden(idx, self.cache)[:, -1]), self.compile)
     new = _forget(self, text)
     with evaluating(model.modules()), torch.inference_mode():
         for _ in range(n):
-            hidden = model.hidden(torch.tensor([new], device=device_of(model)), self.cache)
+            logits = ask(torch.tensor([new], device=device_of(model)))
             self.read += new
-            q.append(sampling.probabilities(model.logits(hidden[:, -1])))
+            q.append(sampling.probabilities(logits))
             new = [drawn(q[-1]).item()]
             guesses += new
     return guesses, torch.cat(q) if sampling.temperature else None

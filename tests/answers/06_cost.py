@@ -36,32 +36,6 @@ def crossover(config, batch):
     while (c := config.pass_cost(1, past, batch, last_only=True)).cache_read < c.weight_bytes: past += 1
     return past - 1
 
-# balance_point right: the ridge point, and two FLOPs for each weight
-def balance_point(machine, itemsize=4):
-    ridge = machine.flops/machine.bandwidth
-    return ridge/(2/itemsize)
-
-# balance_point wrong: the ridge point itself
-def balance_point(machine, itemsize=4): return machine.flops/machine.bandwidth
-
-# balance_point wrong: always four bytes
-def balance_point(machine, itemsize=4): return 4*(machine.flops/machine.bandwidth)/2
-
-# balance_point wrong: one operation for each weight
-def balance_point(machine, itemsize=4): return itemsize*machine.flops/machine.bandwidth
-
-# balance_point wrong: upside down
-def balance_point(machine, itemsize=4): return itemsize*(machine.bandwidth/machine.flops)/2
-
-# balance_point wrong: rounded to whole tokens
-def balance_point(machine, itemsize=4): return float(round(itemsize*(machine.flops/machine.bandwidth)/2))
-
-# balance_point wrong: right for one machine
-def balance_point(machine, itemsize=4): return 10.
-
-# balance_point wrong: a text
-def balance_point(machine, itemsize=4): return f'{itemsize*machine.flops/machine.bandwidth/2} tokens'
-
 # int8_gain right: both times written out
 def int8_gain(machine, config):
     factors = []
@@ -141,3 +115,39 @@ def latencies(asked, came):
 
 # latencies wrong: two numbers
 def latencies(asked, came): return came[0] - asked, (came[-1] - came[0])/(len(came) - 1)
+
+# most_tokens right: the bytes and operations written out
+def most_tokens(config, machine, past):
+    cost = config.pass_cost(1, past, last_only=True)
+    reading = (cost.weight_bytes + cost.cache_read + cost.cache_written)/machine.bandwidth
+    return min(1/reading, machine.flops/cost.flops)
+
+# most_tokens wrong: the weights alone
+def most_tokens(config, machine, past):
+    cost = config.pass_cost(1, past, last_only=True)
+    return 1/max(cost.weight_bytes/machine.bandwidth, cost.flops/machine.flops)
+
+# most_tokens wrong: memory alone
+def most_tokens(config, machine, past):
+    return machine.bandwidth/config.pass_cost(1, past, last_only=True).n_bytes
+
+# most_tokens wrong: one after the other, in place of the slower of the two
+def most_tokens(config, machine, past):
+    cost = config.pass_cost(1, past, last_only=True)
+    return 1/(cost.n_bytes/machine.bandwidth + cost.flops/machine.flops)
+
+# most_tokens wrong: reads the past again
+def most_tokens(config, machine, past): return 1/machine.seconds(config.pass_cost(past, last_only=True))
+
+# most_tokens wrong: the seconds of a token
+def most_tokens(config, machine, past): return machine.seconds(config.pass_cost(1, past, last_only=True))
+
+# most_tokens wrong: 2N operations, and nothing to read
+def most_tokens(config, machine, past): return machine.flops/(2*config.n_params)
+
+# most_tokens wrong: two bytes a number
+def most_tokens(config, machine, past):
+    return 1/machine.seconds(config.pass_cost(1, past, last_only=True, itemsize=2))
+
+# most_tokens wrong: a constant
+def most_tokens(config, machine, past): return 30.

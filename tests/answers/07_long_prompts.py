@@ -1,47 +1,5 @@
 "Other answers to the exercises of lesson 07; tests/test_notebooks.py gives them to the checks."
 
-# square_outweighs right: by logarithms, then checked
-def square_outweighs(config):
-    T = 2**int(sqrt(config.n_params/config.n_head)).bit_length()
-    while T > 1 and config.n_head*(T//2)**2 > config.n_params: T //= 2
-    return T
-
-# square_outweighs wrong: one power too far
-def square_outweighs(config):
-    T = 1
-    while config.n_head*T*T <= config.n_params: T *= 2
-    return 2*T
-
-# square_outweighs wrong: a single head
-def square_outweighs(config):
-    T = 1
-    while T*T <= config.n_params: T *= 2
-    return T
-
-# square_outweighs wrong: all layers at once
-def square_outweighs(config):
-    T = 1
-    while config.n_layer*config.n_head*T*T <= config.n_params: T *= 2
-    return T
-
-# square_outweighs wrong: right for GPT-2 small
-def square_outweighs(config): return 4096
-
-# square_outweighs wrong: no power of two
-def square_outweighs(config): return int(sqrt(config.n_params/config.n_head)) + 1
-
-# square_outweighs wrong: channels in place of heads
-def square_outweighs(config):
-    T = 1
-    while config.n_embd*T*T <= config.n_params: T *= 2
-    return T
-
-# square_outweighs wrong: a float
-def square_outweighs(config):
-    T = 1.
-    while config.n_head*T*T <= config.n_params: T *= 2
-    return T
-
 # merge right: scaled by log-sum-exp of the maxima
 def merge(a, b):
     (ma, la, oa), (mb, lb, ob) = a, b
@@ -173,3 +131,33 @@ def seen(rows, cols, T, S):
 
 # seen wrong: numbers in place of truth
 def seen(rows, cols, T, S): return causal_mask(T, S)[rows, cols].float()
+
+# score_bytes right: a pair for each query and key, then heads and bytes
+def score_bytes(config, T, tile=128):
+    pairs = [T**2, tile**2]
+    return [n*config.n_head*torch.finfo(torch.float32).bits//8 for n in pairs]
+
+# score_bytes wrong: heads of keys
+def score_bytes(config, T, tile=128): return 4*config.n_kv*T*T, 4*config.n_kv*tile*tile
+
+# score_bytes wrong: one head
+def score_bytes(config, T, tile=128): return 4*T*T, 4*tile*tile
+
+# score_bytes wrong: all layers
+def score_bytes(config, T, tile=128):
+    return tuple(4*config.n_layer*config.n_head*n*n for n in (T, tile))
+
+# score_bytes wrong: numbers, not bytes
+def score_bytes(config, T, tile=128): return config.n_head*T*T, config.n_head*tile*tile
+
+# score_bytes wrong: a strip in place of a tile
+def score_bytes(config, T, tile=128): return 4*config.n_head*T*T, 4*config.n_head*tile*T
+
+# score_bytes wrong: the channels count
+def score_bytes(config, T, tile=128): return 4*config.n_embd*T*T, 4*config.n_embd*tile*tile
+
+# score_bytes wrong: the lower half of the square
+def score_bytes(config, T, tile=128): return 2*config.n_head*T*(T+1), 4*config.n_head*tile*tile
+
+# score_bytes wrong: a tile alone
+def score_bytes(config, T, tile=128): return 4*config.n_head*tile*tile

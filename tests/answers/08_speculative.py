@@ -56,71 +56,61 @@ def best_k(a, price): return max(range(16), key=lambda k: sum(a**i for i in rang
 def best_k(a, price): return max(range(17), key=lambda k: (1 - a**(k+1))/(1 - a)/price(k))
 # best_k wrong: always seven
 def best_k(a, price): return 7
-# ReferenceDrafter right: searches anew each time
-class ReferenceDrafter:
-    vocab_size = None
-    def __init__(self, reference, n=6, k=8): self.reference, self.n, self.k = list(reference), n, k
-    def draft(self, text, most, **dials):
-        n, tail = self.n, list(text[-self.n:])
-        for i in range(len(self.reference) - n + 1):
-            if self.reference[i:i+n] == tail: return self.reference[i+n:i+n+min(self.k, most)], None
-        return [], None
-# ReferenceDrafter wrong: takes the last place
-class ReferenceDrafter:
-    def __init__(self, reference, n=6, k=8):
-        self.reference, self.n, self.k = reference, n, k
-        self.place = {tuple(reference[i:i+n]): i+n for i in range(len(reference)-n+1)}
-    def draft(self, text, most, **dials):
-        i = self.place.get(tuple(text[-self.n:]))
-        return ([], None) if i is None else (self.reference[i:i+min(self.k, most)], None)
-# ReferenceDrafter wrong: ignores the limit
-class ReferenceDrafter:
-    def __init__(self, reference, n=6, k=8):
-        self.reference, self.n, self.k, self.place = reference, n, k, {}
-        for i in range(len(reference)-n+1): self.place.setdefault(tuple(reference[i:i+n]), i+n)
-    def draft(self, text, most, **dials):
-        i = self.place.get(tuple(text[-self.n:]))
-        return ([], None) if i is None else (self.reference[i:i+self.k], None)
-# ReferenceDrafter wrong: copies what matched, too
-class ReferenceDrafter:
-    def __init__(self, reference, n=6, k=8):
-        self.reference, self.n, self.k, self.place = reference, n, k, {}
-        for i in range(len(reference)-n+1): self.place.setdefault(tuple(reference[i:i+n]), i)
-    def draft(self, text, most, **dials):
-        i = self.place.get(tuple(text[-self.n:]))
-        return ([], None) if i is None else (self.reference[i:i+min(self.k, most)], None)
-# ReferenceDrafter wrong: forgets the second value
-class ReferenceDrafter:
-    def __init__(self, reference, n=6, k=8):
-        self.reference, self.n, self.k, self.place = reference, n, k, {}
-        for i in range(len(reference)-n+1): self.place.setdefault(tuple(reference[i:i+n]), i+n)
-    def draft(self, text, most, **dials):
-        i = self.place.get(tuple(text[-self.n:]))
-        return [] if i is None else self.reference[i:i+min(self.k, most)]
-# ReferenceDrafter wrong: looks in the text
-class ReferenceDrafter:
-    def __init__(self, reference, n=6, k=8): self.other = NGramDrafter(n, k)
-    def draft(self, text, most, **dials): return self.other.draft(text, most, **dials)
-# ReferenceDrafter wrong: one token has to match
-class ReferenceDrafter:
-    def __init__(self, reference, n=6, k=8): self.reference, self.k = reference, k
-    def draft(self, text, most, **dials):
-        if text[-1] not in self.reference: return [], None
-        i = self.reference.index(text[-1]) + 1
-        return self.reference[i:i+min(self.k, most)], None
-# ReferenceDrafter wrong: misses the end of the reference
-class ReferenceDrafter:
-    def __init__(self, reference, n=6, k=8):
-        self.reference, self.n, self.k, self.place = reference, n, k, {}
-        for i in range(len(reference)-n+1): self.place.setdefault(tuple(reference[i:i+n]), i+n)
-    def draft(self, text, most, **dials):
-        i = self.place.get(tuple(text[-self.n:]))
-        return ([], None) if i is None else (self.reference[i:i+min(self.k, most)][:-1], None)
-# ReferenceDrafter wrong: fails where nothing matches
-class ReferenceDrafter:
-    def __init__(self, reference, n=6, k=8):
-        self.reference, self.n, self.k = reference, n, k
-        self.place = {tuple(reference[i:i+n]): i+n for i in reversed(range(len(reference)-n+1))}
-    def draft(self, text, most, **dials):
-        i = self.place[tuple(text[-self.n:])]
-        return self.reference[i:i+min(self.k, most)], None
+
+# passes_needed right: token by token, the text in one list
+def passes_needed(prompt, answer, drafter):
+    text, passes = [*prompt], 0
+    while (left := len(prompt) + len(answer) - len(text)) > 0:
+        true = answer[-left:]
+        guesses = drafter.draft([*text], left - 1)[0]
+        while guesses and true[:1] == guesses[:1]: text.append(true.pop(0)); guesses.pop(0)
+        text, passes = text + true[:1], passes + 1
+    return passes
+
+# passes_needed wrong: a pass for each token
+def passes_needed(prompt, answer, drafter): return len(answer)
+
+# passes_needed wrong: the drafter does not see the answer so far
+def passes_needed(prompt, answer, drafter):
+    passes, done = 0, 0
+    while done < len(answer):
+        guesses, _ = drafter.draft(prompt, len(answer) - done - 1)
+        done, passes = done + len(stands(guesses, answer[done:done+len(guesses)+1])), passes + 1
+    return passes
+
+# passes_needed wrong: without the token of the model's own
+def passes_needed(prompt, answer, drafter):
+    passes, done = 0, 0
+    while done < len(answer):
+        guesses, _ = drafter.draft(prompt + answer[:done], len(answer) - done - 1)
+        right = len(stands(guesses, answer[done:done+len(guesses)+1])) - 1
+        done, passes = done + max(right, 1), passes + 1
+    return passes
+
+# passes_needed wrong: every guess stands
+def passes_needed(prompt, answer, drafter):
+    passes, done = 0, 0
+    while done < len(answer):
+        done += len(drafter.draft(prompt + answer[:done], len(answer) - done - 1)[0]) + 1
+        passes += 1
+    return passes
+
+# passes_needed wrong: guesses that agree count behind a wrong one, too
+def passes_needed(prompt, answer, drafter):
+    passes, done = 0, 0
+    while done < len(answer):
+        guesses, _ = drafter.draft(prompt + answer[:done], len(answer) - done - 1)
+        done += sum(a == b for a, b in zip(guesses, answer[done:])) + 1
+        passes += 1
+    return passes
+
+# passes_needed wrong: one pass too many, for the prompt
+def passes_needed(prompt, answer, drafter):
+    passes, done = 1, 0
+    while done < len(answer):
+        guesses, _ = drafter.draft(prompt + answer[:done], len(answer) - done - 1)
+        done, passes = done + len(stands(guesses, answer[done:done+len(guesses)+1])), passes + 1
+    return passes
+
+# passes_needed wrong: a float
+def passes_needed(prompt, answer, drafter): return len(answer)/2

@@ -116,3 +116,41 @@ def fork(cache, row):
     for pool in cache.kv: pool[new.pages[-1]] = pool[row.pages[(n-1)//cache.size]]
     cache.extend(new, rest)
     return new
+
+# bytes_shared right: counts full pages one by one, and the numbers of each
+def bytes_shared(a, b, size, config):
+    full = 0
+    while (end := (full + 1)*size) <= min(len(a), len(b)) and a[:end] == b[:end]: full += 1
+    return full*size*config.n_layer*2*config.n_kv*config.head_size*4
+
+# bytes_shared wrong: every equal token, also in a page that is not full
+def bytes_shared(a, b, size, config):
+    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    return config.cache_bytes(1, same)
+
+# bytes_shared wrong: pages that are only begun count
+def bytes_shared(a, b, size, config):
+    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    return -(-same//size)*config.cache_bytes(1, size)
+
+# bytes_shared wrong: as if every head had keys of its own
+def bytes_shared(a, b, size, config):
+    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    return same//size*size*2*config.n_layer*config.n_embd*4
+
+# bytes_shared wrong: two bytes a number
+def bytes_shared(a, b, size, config):
+    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    return same//size*config.cache_bytes(1, size, 2)
+
+# bytes_shared wrong: a number of pages
+def bytes_shared(a, b, size, config):
+    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    return same//size
+
+# bytes_shared wrong: all of the shorter chat
+def bytes_shared(a, b, size, config): return min(len(a), len(b))//size*config.cache_bytes(1, size)
+
+# bytes_shared wrong: equal tokens anywhere
+def bytes_shared(a, b, size, config):
+    return sum(x == y for x, y in zip(a, b))//size*config.cache_bytes(1, size) + config.cache_bytes(1, 1)

@@ -1,26 +1,3 @@
-# wasted right: counted row by row
-def wasted(wanted):
-    longest = sorted(wanted)[-1]
-    return sum((longest - n)/longest for n in wanted)/len(wanted)
-# wasted wrong: the share that is used
-def wasted(wanted): return sum(wanted)/(len(wanted)*max(wanted))
-# wasted wrong: places, not a share
-def wasted(wanted): return len(wanted)*max(wanted) - sum(wanted)
-# wasted wrong: percent
-def wasted(wanted): return 100*(1 - sum(wanted)/(len(wanted)*max(wanted)))
-# wasted wrong: as if every batch had eight rows
-def wasted(wanted): return 1 - sum(wanted)/(8*max(wanted))
-# wasted wrong: the last row is taken for the longest
-def wasted(wanted): return 1 - sum(wanted)/(len(wanted)*wanted[-1])
-# wasted wrong: changes its input
-def wasted(wanted):
-    places, used = len(wanted)*max(wanted), sum(wanted)
-    wanted.clear()
-    return 1 - used/places
-# wasted wrong: text
-def wasted(wanted): return f'{1 - sum(wanted)/(len(wanted)*max(wanted)):.0%}'
-# wasted wrong: one example's answer
-def wasted(wanted): return 1 - 106/320
 # steps_to_read right: step by step
 def steps_to_read(prompt, writers, budget):
     steps = 0
@@ -77,3 +54,43 @@ def my_policy(job): return -job.request.max_new_tokens
 def my_policy(job): return 0
 # my_policy wrong: no number
 def my_policy(job): return None
+
+# first_doubt right: step by step, with sorted logits
+def first_doubt(logits, moved):
+    for step, row in enumerate(logits.tolist()):
+        second, first = sorted(row)[-2:]
+        if first - moved < second + moved: return step
+
+# first_doubt wrong: only one of the two moves
+def first_doubt(logits, moved):
+    best = logits.topk(2).values
+    near = (best[:, 0] - best[:, 1] < moved).nonzero()
+    return near[0].item() if len(near) else None
+
+# first_doubt wrong: the closest step, not the first
+def first_doubt(logits, moved):
+    best = logits.topk(2).values
+    gap = best[:, 0] - best[:, 1]
+    return gap.argmin().item() if (gap < 2*moved).any() else None
+
+# first_doubt wrong: always the first step
+def first_doubt(logits, moved): return 0
+
+# first_doubt wrong: never
+def first_doubt(logits, moved): return
+
+# first_doubt wrong: best and worst
+def first_doubt(logits, moved):
+    near = (logits.amax(1) - logits.amin(1) < 2*moved).nonzero()
+    return near[0].item() if len(near) else None
+
+# first_doubt wrong: counts from one
+def first_doubt(logits, moved):
+    best = logits.topk(2).values
+    near = (best[:, 0] - best[:, 1] < 2*moved).nonzero()
+    return near[0].item() + 1 if len(near) else None
+
+# first_doubt wrong: a tensor
+def first_doubt(logits, moved):
+    best = logits.topk(2).values
+    return (best[:, 0] - best[:, 1] < 2*moved).float().argmax()

@@ -46,7 +46,7 @@ function attentionMap(data, state, page) {
   const now = () => source(state.layer, state.head);
   const written = (s, w) => s.few ? w.toPrecision(2) : w.toFixed(4);
   const rows = [...Array(T).keys()];
-  let hover = null, inText = false, playing = null, seen = new Map(), stops = {};
+  let hover = null, inText = false, seen = new Map(), stops = {};
 
   const passes = () => data.passes ?? [state.prompt, ...Array(T - state.prompt).fill(1)];
   function ends() {
@@ -57,7 +57,6 @@ function attentionMap(data, state, page) {
   const passOf = q => ends().findIndex(end => q < end);
   const isPrefill = q => passes()[passOf(q)] > 1 || passOf(q) === 0;
   const lastStep = () => passes().length - 1;
-  const stop = () => { clearInterval(playing); playing = null; };
   function set(change) {
     Object.assign(state, change);
     state.step = clamp(state.step, 0, lastStep());
@@ -81,27 +80,22 @@ function attentionMap(data, state, page) {
   // controls
   const numbers = n => [...Array(n).keys()].map(i => [i, String(i)]);
   const views = [['head', 'one head'], ['heads', 'all heads'], ['phases', 'phases']];
-  const view = radios('View', views, () => state.view, v => { stop(); set({ view: v }); });
+  const view = radios('View', views, () => state.view, v => { play.stop(); set({ view: v }); });
   const layer = radios('Layer', numbers(L), () => state.layer, v => set({ layer: v }));
   const head = radios('Head', numbers(H), () => state.head, v => set({ head: v }));
   const prompt = slider('Prompt', [1, T, 1],
     () => state.prompt, v => set({ prompt: v, step: 0 }), v => `${v} tokens`);
   const step = slider('Pass', [0, T - 1, 1],
-    () => state.step, v => { stop(); set({ step: v }); }, v => `${v + 1} of ${passes().length}`);
+    () => state.step, v => { play.stop(); set({ step: v }); }, v => `${v + 1} of ${passes().length}`);
   const without = toggle('without a cache', () => !state.cache, v => set({ cache: !v }));
-  const play = h('button', { click: () => {
-    if (playing) { stop(); page.draw(); return; }
-    if (state.step === lastStep()) state.step = 0;
-    playing = setInterval(() => {
-      if (state.step < lastStep()) set({ step: state.step + 1 }); else { stop(); page.draw(); }
-    }, 450);
-    page.draw();
-  } });
+  const play = player(page, { later: after(450),
+    rewind: () => { if (state.step === lastStep()) state.step = 0; },
+    step: () => state.step < lastStep() && (set({ step: state.step + 1 }), true) });
 
   // the map and what is beside it
   function click(e) {
     const c = cell(e);
-    if (c && state.view === 'phases') { stop(); set({ step: passOf(c.q) }); }
+    if (c && state.view === 'phases') { play.stop(); set({ step: passOf(c.q) }); }
     else if (c) set({ query: c.q, key: c.k });
   }
   function keys(e) {
@@ -111,7 +105,7 @@ function attentionMap(data, state, page) {
     if (!move) return;
     e.preventDefault(); hover = null;
     if (state.view === 'phases') {
-      stop(); set({ step: clamp(state.step + move[0] + move[1], 0, lastStep()) });
+      play.stop(); set({ step: clamp(state.step + move[0] + move[1], 0, lastStep()) });
       return;
     }
     const { p } = now(), q = clamp(state.query + p*move[0], 0, T - 1);
@@ -128,14 +122,17 @@ function attentionMap(data, state, page) {
       hover = state.view !== 'phases' && i <= state.query ? { q: state.query, k: i } : { q: i, k: null };
       page.draw();
     },
-    click: i => { stop(); set(state.view === 'phases' ? { step: passOf(i) } : { query: i, key: null }); } });
+    click: i => {
+      play.stop();
+      set(state.view === 'phases' ? { step: passOf(i) } : { query: i, key: null });
+    } });
   strip.el.addEventListener('pointerleave', () => { hover = null; inText = false; page.draw(); });
   const arcs = h('svg:svg', { 'aria-hidden': 'true' });
   strip.el.append(arcs);
   const best = h('ol', { class: 'bars', 'aria-label': 'keys with the largest weights', style: '--w: 7em' });
   const facts = h('div', {}), say = h('p', { class: 'say', role: 'status' });
   const headSide = h('div', {}, strip.el, best);
-  const phaseSide = h('div', {}, prompt.el, step.el, h('div', { class: 'row' }, play, without.el), facts);
+  const phaseSide = h('div', {}, prompt.el, step.el, h('div', { class: 'row' }, play.el, without.el), facts);
   const left = h('div', { class: 'map' }, canvas, key), right = h('div', {});
   const two = h('div', { class: 'two' }, left, right);
   const grid = h('div', { class: 'grid', style: `--n: ${H}` });
@@ -318,7 +315,7 @@ function attentionMap(data, state, page) {
       h('ul', { class: 'bars', style: '--w: 7em' },
         meter('with a cache', sumKept, 'kept', ''), meter('without', sumWhole, 'again', 'again-fill')));
     if (!inText) keepInSight(end - 1);
-    play.textContent = playing ? '\u2016 pause' : '\u25b6 play';
+    play.refresh();
   }
 
   // words
@@ -430,6 +427,7 @@ function attentionMap(data, state, page) {
       if (inHead) headSide.prepend(strip.el); else phaseSide.insertBefore(strip.el, facts);
     }
     strip.el.className = 'text' + (inHead ? ' tall' : '') + (T > 120 ? ' long' : '');
+    reachable(strip.el, 'text');
     const f = frame();
     if (f.size < 60) return;
     const g = sheet(canvas, f.size, f.size);

@@ -1,5 +1,5 @@
-// What all widgets share. `_drawing()` puts this file first, then one for each kind of widget (each adds its
-// row to KINDS), and makes them one ES module, for anywidget and for the self-contained pages of `to_html`.
+// What all widgets share. `_drawing(kind)` makes one ES module of this file and the one that adds its row to
+// KINDS, for anywidget and for the self-contained pages of `to_html`.
 // Data comes from Python once; everything that can be chosen is chosen here. Text enters the page as text
 // only, never as markup.
 
@@ -13,8 +13,8 @@ const RAMPS = {   // surface to strongest weight, for eyes of every kind: one hu
 const CSS = `
 :host { display: block; container-type: inline-size; margin: .5em 0; }
 .tlm { --surface: var(--jp-layout-color1, #fff); --ink: var(--jp-content-font-color1, #1f2328);
-  --muted: #59636e; --line: #d1d9e0; --soft: #eff2f5; --on: #fff; --shade: rgba(0,0,0,.06);
-  --prefill: #0072b2; --decode: #d55e00; --again: #b4528c; --kept: #009e73; --focus: #0072b2;
+  --muted: #535c67; --line: #d1d9e0; --soft: #eff2f5; --on: #fff; --shade: rgba(0,0,0,.06);
+  --prefill: #0072b2; --decode: #c25200; --again: #b4528c; --kept: #009e73; --focus: #0072b2;
   --mono: ui-monospace, "DejaVu Sans Mono", "SF Mono", Menlo, Consolas, monospace;
   box-sizing: border-box; background: var(--surface); color: var(--ink);
   border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px 12px;
@@ -71,7 +71,8 @@ code { font: 13px var(--mono); unicode-bidi: isolate; direction: ltr; white-spac
 .t.blank { color: var(--muted); }
 .t.prompt { background: color-mix(in srgb, var(--prefill) 22%, transparent); }
 .t.made { background: color-mix(in srgb, var(--decode) 24%, transparent); }
-.t.future { opacity: .38; }
+.t.future { opacity: .72; }
+.t.future.blank { color: inherit; }
 .t.now { outline: 2px solid var(--ink); background: var(--decode); color: var(--on); }
 .t.prompt.now { background: var(--prefill); }
 .t.now.many { outline: none; border-radius: 0; }
@@ -173,6 +174,29 @@ function toggle(label, get, set) {
   return { el: h('label', { class: 'switch' }, input, label), refresh: () => { input.checked = get(); } };
 }
 
+function player(page, { rewind, step, later }) {   // a button; `step` moves on, false where all is done
+  let playing = false, last = 0, wait = 0;
+  const stop = () => { playing = false; wait++; };   // who waits now, waits in vain
+  const end = () => { stop(); page.changed(); };
+  function next() {
+    const mine = ++wait;
+    later(now => {
+      if (mine !== wait) return;
+      const passed = now - last; last = now;
+      if (!el.isConnected) stop(); else if (step(passed)) next(); else end();
+    });
+  }
+  function toggle() {
+    if (playing) { end(); return; }
+    rewind(); playing = true; last = performance.now();
+    page.draw(); next();
+  }
+  const el = h('button', { click: toggle });
+  const refresh = () => { el.textContent = playing ? '\u2016 pause' : '\u25b6 play'; };
+  return { el, stop, toggle, refresh, plays: () => playing };
+}
+const after = ms => f => setTimeout(() => f(performance.now()), ms);
+
 function chip(text, color, kind = '') {
   return h('span', { class: 'chip' }, h('i', { class: kind, style: `--c: var(--${color})` }), text);
 }
@@ -202,7 +226,41 @@ function shapes(boxes, about) {   // [class, x, y, width, height]; where they ar
     h('svg:path', { class: kind, d: d.join(''), ...about(null) }));
 }
 
+function reachable(e, name) {   // by keys, where it scrolls
+  const about = { tabindex: 0, role: 'group', 'aria-label': name };
+  if (e.scrollHeight > e.clientHeight + 1) place(e, about);
+  else for (const k of Object.keys(about)) e.removeAttribute(k);
+}
+
 function place(e, about) { for (const [k, v] of Object.entries(about)) e.setAttribute(k, v); }
+
+// --- axes
+
+function nice(high, parts = 4) {   // round numbers for an axis
+  const raw = high/parts, power = 10**Math.floor(Math.log10(raw));
+  const step = [1, 2, 2.5, 5, 10].find(m => m*power >= raw)*power;
+  return [...Array(Math.floor(high/step + 1e-9) + 1).keys()].map(i => +(i*step).toPrecision(6));
+}
+
+function digits(ticks) {   // how many the numbers of an axis need behind the point
+  return Math.max(0, ...ticks.map(t => (String(+t.toPrecision(3)).split('.')[1] ?? '').length));
+}
+
+function clockAxis(end, left, unit, y, width) {   // milliseconds from `left` on; seconds where it is long
+  const long = end >= 10000, scale = long ? 1000 : 1, ticks = nice(end/scale, Math.max(2, width/130));
+  const d = digits(ticks);
+  return ticks.flatMap((t, i) => {
+    const x = left + t*scale*unit, name = i < ticks.length - 1 ? '' : long ? ' s' : ' ms';
+    return [h('svg:line', { x1: x, x2: x, y1: y, y2: y + 4, class: 'axis' }),
+      h('svg:text', { x, y: y + 17, 'text-anchor': i ? 'middle' : 'start' }, t.toFixed(d) + name)];
+  });
+}
+
+function upTo(lane, i, same) {   // how many jobs from here on are the same
+  let end = i;
+  while (end < lane.length && same(lane[end])) end++;
+  return end - i;
+}
 
 // --- light and dark: what the page says, else what it looks like, else what the reader prefers
 
@@ -250,31 +308,41 @@ function render({ model, el }) {
   shadow.replaceChildren(h('style', {}, CSS + kind.css), card);
   let draw = () => {}, asked = 0;
   const page = {
-    theme: 'light', detail: model.get('detail'),   // what a live widget is sent of what is chosen
+    theme: 'light', host: el, data,
+    detail: model.get('detail'),   // what a live widget is sent beside the data
+    send: model.send ? message => model.send(message) : null,   // to Python, if there is one
+    heard: () => {},   // Python has sent another detail
     add: (...parts) => card.append(...parts),
     color: property => getComputedStyle(card).getPropertyValue(property).trim(),
-    draw: () => { cancelAnimationFrame(asked); asked = requestAnimationFrame(() => draw()); },
+    draw: () => { cancelAnimationFrame(asked); asked = requestAnimationFrame(() => { draw(); title(); }); },
     changed: () => { page.draw(); model.set('chosen', { ...state }); model.save_changes(); },
   };
   const look = () => {
     const theme = isDark(el) ? 'dark' : 'light';
     if (theme !== card.dataset.theme) { page.theme = card.dataset.theme = theme; page.draw(); }
   };
+  function title() {   // what the whole is called when it is read out: its heading, and what stands beside it
+    const parts = [...card.querySelector('.head').children].filter(e => e.matches('b, span'));
+    card.setAttribute('aria-label', parts.map(e => e.textContent).filter(Boolean).join(', '));
+  }
   draw = kind.draw(data, state, page);
-  card.setAttribute('aria-label', card.querySelector('b').textContent);
+  title();
   look(); page.draw();
 
   const taken = () => { Object.assign(state, model.get('chosen')); page.draw(); };
-  const more = () => { page.detail = model.get('detail'); page.draw(); };
+  const more = () => { page.detail = model.get('detail'); page.heard(); page.draw(); };
+  const fresh = () => { page.data = model.get('data'); page.draw(); };
   const media = matchMedia('(prefers-color-scheme: dark)');
   const size = new ResizeObserver(page.draw), classes = new MutationObserver(look);
   model.on('change:chosen', taken); model.on('change:detail', more);
+  model.on('change:data', fresh);
   media.addEventListener('change', look); size.observe(card);
   for (const e of [document.documentElement, document.body]) {
     classes.observe(e, { attributes: true, attributeFilter: THEME_SIGNS });
   }
   return () => {
     model.off('change:chosen', taken); model.off('change:detail', more);
+    model.off('change:data', fresh);
     media.removeEventListener('change', look);
     size.disconnect(); classes.disconnect(); cancelAnimationFrame(asked);
   };

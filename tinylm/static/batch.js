@@ -30,12 +30,6 @@ svg .headline { fill: var(--shade); stroke: var(--ink); stroke-width: 1.5; point
 const phase = job => job.phase === 'read' ? 'prefill' : 'decode';
 const column = title => h('th', { scope: 'col' }, title);
 
-function upTo(lane, i, same) {   // how many jobs from here on are the same
-  let end = i;
-  while (end < lane.length && same(lane[end])) end++;
-  return end - i;
-}
-
 function journey(series, r) {   // first step at work, first and last that wrote, and how many
   const steps = series.steps.map((t, i) => [i + 1, t.jobs.find(j => j.request === r)]);
   const mine = steps.filter(([, j]) => j), wrote = mine.filter(([, j]) => j.wrote != null);
@@ -71,20 +65,14 @@ function batchTimeline(data, state, page) {
   const { series } = data, n = Math.max(...series.map(s => s.steps.length)), LANE = 24, LEFT = 24;
   const requests = series.flatMap(s => s.requests);
   const all = [...new Set(requests.map(r => r.number))].sort((a, b) => a - b);
-  let hover = null, playing = null, built = 0;
+  let hover = null, built = 0;
   const set = change => { Object.assign(state, change); page.changed(); };
-  const stop = () => { clearInterval(playing); playing = null; };
 
   const step = slider('Step', [0, n - 1, 1],
-    () => state.step, v => { stop(); set({ step: v }); }, v => `${v + 1} of ${n}`);
-  const play = h('button', { click: () => {
-    if (playing) { stop(); page.draw(); return; }
-    if (state.step === n - 1) state.step = 0;
-    playing = setInterval(() => {
-      if (state.step < n - 1 && play.isConnected) set({ step: state.step + 1 }); else { stop(); page.draw(); }
-    }, 350);
-    page.draw();
-  } });
+    () => state.step, v => { play.stop(); set({ step: v }); }, v => `${v + 1} of ${n}`);
+  const play = player(page, { later: after(350),
+    rewind: () => { if (state.step === n - 1) state.step = 0; },
+    step: () => state.step < n - 1 && (set({ step: state.step + 1 }), true) });
 
   function keys(e) {   // left and right through the steps, up and down through the requests
     const at = state.step, i = all.indexOf(state.request);
@@ -94,7 +82,7 @@ function batchTimeline(data, state, page) {
       Escape: null };
     const to = steps[e.key], who = others[e.key];
     if (to == null && who === undefined) return;
-    e.preventDefault(); hover = null; stop();
+    e.preventDefault(); hover = null; play.stop();
     set(to == null ? { request: who } : { step: clamp(to, 0, n - 1) });
   }
 
@@ -108,7 +96,7 @@ function batchTimeline(data, state, page) {
     }
     function click(e) {
       const { i, job } = at(e);
-      if (i >= 0) { stop(); set({ step: clamp(i, 0, n - 1), request: job?.request ?? null }); }
+      if (i >= 0) { play.stop(); set({ step: clamp(i, 0, n - 1), request: job?.request ?? null }); }
     }
     const plot = h('svg:svg', {
       class: 'plot', tabindex: 0, role: 'application', 'aria-roledescription': 'batch',
@@ -132,7 +120,7 @@ function batchTimeline(data, state, page) {
       h('span', {}, 'a row is a place in the batch, a column a step'),
       h('div', { class: 'row right', style: 'margin-bottom: 0' },
         chip('prefill', 'prefill'), chip('decode', 'decode'), chip('no work', 'muted', 'none'))),
-    h('div', { class: 'scrub' }, play, step.el),
+    h('div', { class: 'scrub' }, play.el, step.el),
     ...charts.map(c => c.el), say,
     h('table', {}, h('thead', {}, h('tr', {}, who, columns.map(column))), ways),
     h('p', { class: 'note' }, 'Times were measured on one machine; the rest is counted. '
@@ -206,7 +194,7 @@ function batchTimeline(data, state, page) {
     const wide = charts[0].plot.clientWidth;
     if (wide < 60) return;
     if (built !== wide) { charts.forEach(build); built = charts[0].plot.clientWidth; }
-    step.refresh(); play.textContent = playing ? '\u2016 pause' : '\u25b6 play';
+    step.refresh(); play.refresh();
     const picked = hover ?? state.request, w = band();
     for (const c of charts) {
       beside(c, picked);

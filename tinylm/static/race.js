@@ -57,29 +57,18 @@ function phaseRace(data, state, page) {
   const bare = ms => end < 10000 ? ms.toFixed(1) : (ms/1000).toFixed(2);
   const time = ms => `${bare(ms)} ${end < 10000 ? 'ms' : 's'}`;
   const still = matchMedia('(prefers-reduced-motion: reduce)'), JUMPS = 12;
-  let playing = false, last = 0;
   const set = change => { Object.assign(state, change); page.changed(); };
 
   // the clock
-  function stop() { if (playing) { playing = false; page.changed(); } }
-  const later = f => still.matches ? setTimeout(() => f(performance.now()), 700) : requestAnimationFrame(f);
-  function tick(now) {
-    if (!playing) return;
-    if (!play.isConnected) { playing = false; return; }
-    const step = still.matches ? end/JUMPS : Math.min(250, now - last)*state.speed;
-    last = now; state.time = Math.min(end, state.time + step);
-    if (state.time >= end) { stop(); return; }
-    page.draw(); later(tick);
+  function step(passed) {
+    const more = still.matches ? end/JUMPS : Math.min(250, passed)*state.speed;
+    state.time = Math.min(end, state.time + more); page.draw();
+    return state.time < end;
   }
-  function toggle() {
-    if (playing) { stop(); return; }
-    if (state.time >= end) state.time = 0;
-    playing = true; last = performance.now();
-    page.draw(); later(tick);
-  }
-  function go(ms) { playing = false; set({ time: clamp(ms, 0, end) }); }
+  const later = f => still.matches ? after(700)(f) : requestAnimationFrame(f);
+  const play = player(page, { later, step, rewind: () => { if (state.time >= end) state.time = 0; } });
+  function go(ms) { play.stop(); set({ time: clamp(ms, 0, end) }); }
 
-  const play = h('button', { click: toggle });
   const clock = slider('Time', [0, end, end/1000], () => state.time,
     v => go(v > end*.9995 ? end : v), ms => `${bare(ms)} of ${time(end)}`);
   const offered = SPEEDS.filter(s => s === 1 || s === state.speed || (end/s > 500 && end/s < 120e3));
@@ -93,7 +82,7 @@ function phaseRace(data, state, page) {
     const t = state.time, i = stops.findIndex(s => s > t + 1e-9), before = stops.filter(s => s < t - 1e-9);
     const moves = { ArrowRight: i < 0 ? end : stops[i], ArrowLeft: before.at(-1) ?? 0, Home: 0, End: end,
       PageUp: t - end/10, PageDown: t + end/10 };
-    if (e.key === ' ') { e.preventDefault(); toggle(); return; }
+    if (e.key === ' ') { e.preventDefault(); play.toggle(); return; }
     if (moves[e.key] == null) return;
     e.preventDefault(); go(moves[e.key]);
   }
@@ -120,19 +109,11 @@ function phaseRace(data, state, page) {
       ...shapes(boxes, i => ({ 'data-lane': j, 'data-pass': i })), ...numbers.filter(Boolean)];
   }
 
-  function axis() {
-    const u = unit(), long = end >= 10000, ticks = nice(long ? end/1000 : end, Math.max(2, width()/130));
-    const d = digits(ticks), scale = long ? 1000 : 1;
-    return ticks.flatMap((t, i) => {
-      const x = LEFT + t*scale*u, unit = i < ticks.length - 1 ? '' : long ? ' s' : ' ms';
-      return [h('svg:line', { x1: x, x2: x, y1: BOTTOM, y2: BOTTOM + 4, class: 'axis' }),
-        h('svg:text', { x, y: BOTTOM + 17, 'text-anchor': i ? 'middle' : 'start' }, t.toFixed(d) + unit)];
-    });
-  }
-
   function build() {
+    panels.forEach(p => reachable(p.strip.el, `text of ${p.l.name}`));
     place(plot, { viewBox: `0 0 ${width()} ${BOTTOM + 22}`, height: BOTTOM + 22 });
-    plot.replaceChildren(...lanes.flatMap(track), cover, head, ...axis());
+    plot.replaceChildren(...lanes.flatMap(track), cover, head,
+      ...clockAxis(end, LEFT, unit(), BOTTOM, width()));
   }
 
   // the texts
@@ -169,7 +150,7 @@ function phaseRace(data, state, page) {
   }
 
   // the numbers
-  const columns = ['', 'written', 'passes', 'first token', 'tokens/s'];
+  const columns = ['way', 'written', 'passes', 'first token', 'tokens/s'];
   const cells = lanes.map(l => [h('td', {}, l.name), ...columns.slice(1).map(() => h('td', {}))]);
   const rows = cells.map((c, j) => h('tr', { 'data-lane': lanes[j].name }, c));
   function numbers(t) {
@@ -200,7 +181,7 @@ function phaseRace(data, state, page) {
       chip('prefill', 'prefill'), kinds.has('decode') ? chip('decode', 'decode') : null,
       kinds.has('again') ? chip('reads all again', 'again') : null,
       leaps ? chip('several tokens of one pass', 'kept') : null)),
-    h('div', { class: 'clock' }, play, clock.el), h('div', { style: 'height: 8px' }), plot,
+    h('div', { class: 'clock' }, play.el, clock.el), h('div', { style: 'height: 8px' }), plot,
     h('div', { class: 'lanes' }, panels.map(p => p.el)),
     h('table', {}, h('thead', {}, h('tr', {}, columns.map(t => h('th', { scope: 'col' }, t)))),
       h('tbody', {}, rows)),
@@ -213,11 +194,11 @@ function phaseRace(data, state, page) {
     const t = state.time = clamp(state.time, 0, end), wide = width();
     if (built !== wide) { build(); built = wide; }
     speed.refresh(); clock.refresh();
-    play.textContent = playing ? '\u2016 pause' : '\u25b6 play';
+    play.refresh();
     const x = LEFT + t*unit();
     place(cover, { x, width: Math.max(0, wide - x) }); place(head, { x1: x, x2: x });
     panels.forEach(p => write(p, t)); numbers(t);
-    if (playing) return;   // nobody wants every frame read out
+    if (play.plays()) return;   // nobody wants every frame read out
     const so = k => k < n ? `${count(k)} of ${count(n)}` : 'done';
     const facts = panels.map(p => `${p.l.name} ${so(p.shown)}`);
     say.textContent = `After ${time(t)}: ${facts.join(', ')}.`;

@@ -19,16 +19,6 @@ const CAUSES = {   // name, values of a series, how one is written
   read: ['tokens read', s => s.read, v => count(v)],
 };
 
-function nice(high, parts = 4) {   // round numbers for an axis
-  const raw = high/parts, power = 10**Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].find(m => m*power >= raw)*power;
-  return [...Array(Math.floor(high/step + 1e-9) + 1).keys()].map(i => +(i*step).toPrecision(6));
-}
-
-function digits(ticks) {   // how many the numbers of an axis need behind the point
-  return Math.max(0, ...ticks.map(t => (String(+t.toPrecision(3)).split('.')[1] ?? '').length));
-}
-
 function logScale(low, high) {
   const floor = 10**Math.floor(Math.log10(low)), span = Math.log10(high/floor);
   const decades = [...Array(Math.floor(span) + 1).keys()].map(i => floor*10**i);
@@ -70,7 +60,7 @@ function decodeTimeline(data, state, page) {
   const table = h('tbody', {}), say = h('p', { class: 'hide', role: 'status' });
   const caption = h('span', {});
   const again = series.some(s => s.again.some(a => a));
-  const columns = ['', 'token', 'time', 'bytes', 'FLOPs', 'tokens read'];
+  const columns = ['way', 'token', 'time', 'bytes', 'FLOPs', 'tokens read'];
   const behind = series.slice(1).map(s => s.name).join(', ');
   page.add(
     h('div', { class: 'head' }, h('b', {}, 'Decode timeline'), caption),

@@ -1,0 +1,365 @@
+"Compiled loops: the law, the same bits from run to run, and the ordinary path wherever they do not apply."
+import gc, os, sys, threading, time, weakref
+from math import exp
+
+import pytest
+import torch
+from helpers import SMALL, close, cuts, failing, models, quick, run_python, seeded, small_model, tokens
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tinylm import (Engine, KVCache, LanguageModel, LMConfig, ModelDrafter, NGramDrafter, PagedKVCache,
+                    Request, native, native_reason)
+from tinylm.model import COMPILE
+
+pytest.importorskip('numba', reason='pip install numba')
+pytestmark = pytest.mark.skipif(os.environ.get('TINYLM_DEVICE', 'cpu') != 'cpu', reason='loops run on a CPU')
+
+PASSES = [] # how many rows each compiled pass had
+
+@pytest.fixture(autouse=True, scope='module')
+def counting():
+    run = native._Loops.run
+    def counted(self, plan, R, *args, **more): PASSES.append(R); return run(self, plan, R, *args, **more)
+    native._Loops.run = counted
+    yield
+    native._Loops.run = run
+
+@pytest.fixture
+def passes(): PASSES.clear(); return PASSES
+
+class ordinary:
+    "Inside, no pass is compiled."
+    def __enter__(self): self.was = COMPILE.set(False)
+    def __exit__(self, *_): COMPILE.reset(self.was)
+
+def several(monkeypatch, model, helpers):
+    "Threads for small models, too."
+    monkeypatch.setattr(native, '_helpers', lambda: helpers)
+    native._loops_of(model).big = True
+
+def read(model, x, sizes, kind):
+    "The logits of x, read in chunks through a cache of this kind."
+    cache = KVCache.of(model, len(x))
+    if kind == 'paged':
+        pages = PagedKVCache(model.config, len(x)*model.config.block_size, 3)
+        cache = pages.batch([pages.open([]) for _ in x])
+    return torch.cat([model.prefill(part, cache=cache)[0] for part in x.split(sizes, 1)], 1)
+
+# --- the law
+
+@quick
+@pytest.mark.parametrize('kind', ['plain', 'paged'])
+@given(models(most=40, weights=('float',)), st.data())
+@torch.no_grad()
+def test_float32_loops_give_the_logits_of_the_ordinary_pass(kind, model, data):
+    x = tokens(data.draw(st.integers(1, 3)), data.draw(st.integers(1, model.config.block_size)))
+    got = read(model, x, cuts(data.draw, x.shape[1]), kind)
+    with ordinary(): assert close(got, model.prefill(x)[0])
+
+@quick
+@pytest.mark.parametrize('kind', ['plain', 'paged'])
+@given(models(most=40, weights=('int8',)), st.data())
+@torch.no_grad()
+def test_int8_loops_keep_the_law(kind, model, data):
+    PASSES.clear()
+    x = tokens(data.draw(st.integers(1, 3)), data.draw(st.integers(1, model.config.block_size)))
+    assert close(read(model, x, cuts(data.draw, x.shape[1]), kind), model.prefill(x)[0])
+    assert sum(PASSES) == 2*2*x.numel()                     # all of it went through the loops: hidden, logits
+
+@torch.no_grad()
+def test_int8_activations_change_little():
+    gaps, losses = [], []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = LanguageModel(LMConfig(65, 64, 2, 4, 64, weights='int8')).eval()
+        x = torch.randint(65, (4, 64), generator=seeded(seed))
+        with ordinary(): want, loss = model.prefill(x[:, :-1], x[:, 1:])
+        got, new = model.prefill(x[:, :-1], x[:, 1:])
+        gaps.append(((got - want).abs().median()/want.std()).item()); losses.append(exp(new - loss))
+    assert max(gaps) < .02 and max(abs(r - 1) for r in losses) < .005, (gaps, losses)
+
+def test_ragged_rows_and_one_row_of_a_cache(passes):
+    model, x = small_model(n_kv_head=1).eval(), tokens(2, 8)
+    cache = KVCache.of(model, 2)
+    with torch.no_grad():
+        with ordinary(): want = model.prefill(x)[0]
+        for r, n in enumerate((3, 5)):
+            assert close(model.prefill(x[r:r+1, :n], cache=cache.row(r))[0][0], want[r, :n])
+        both = model.prefill(torch.stack([x[0, 3:5], x[1, 5:7]]), cache=cache)[0]
+    assert close(both[0], want[0, 3:5]) and close(both[1], want[1, 5:7]) and len(passes) == 6
+
+def test_rows_in_one_line(passes):
+    model, x = small_model().eval(), tokens(2, 8)
+    pages = PagedKVCache(model.config, 20, 3)
+    rows = [pages.open([]), pages.open([])]
+    with torch.no_grad():
+        with ordinary(): want = model.prefill(x)[0]
+        for a, b in (((0, 2), (0, 5)), ((2, 7), (5, 6))):
+            line = torch.cat([x[0, slice(*a)], x[1, slice(*b)]])[None]
+            got = model.prefill(line, cache=pages.batch(rows, [a[1] - a[0], b[1] - b[0]]))[0][0]
+            assert close(got, torch.cat([want[0, slice(*a)], want[1, slice(*b)]]))
+    assert passes
+
+@pytest.mark.parametrize('weights', ['float', 'int8'])
+def test_more_rows_than_a_desk_and_more_keys_than_a_tile(weights):
+    modern = dict(positions='rotary', norm='rms', mlp='swiglu', head_dim=6)
+    model = small_model(weights=weights, block_size=200, **modern).eval()
+    x = tokens(1, 200)
+    with torch.no_grad():
+        cache = KVCache.of(model)
+        got = [model.prefill(p, cache=cache)[0] for p in x.split([100, 16, 1, 13, 70], 1)]
+        if weights == 'float': COMPILE.set(False)
+        try: assert close(torch.cat(got, 1), model.prefill(x)[0])
+        finally: COMPILE.set(None)
+
+# --- who gets it
+
+@settings(deadline=None, max_examples=15)
+@given(models(least=6), st.integers(1, 4), st.integers(1, 12))
+def test_every_way_to_write_goes_through_the_loops_and_writes_the_same(model, T0, n):
+    idx = tokens(1, T0)
+    whole = model.decode(idx, n, temperature=0, use_cache=False)
+    with torch.no_grad():
+        tops = [model.prefill(model.window(whole[:, :t]))[0][0, -1].topk(2).values for t in range(T0, T0 + n)]
+    if not all(a - b > 1e-3 for a, b in tops): return
+    for more in (dict(), dict(drafter=NGramDrafter(1, 3)), dict(drafter=ModelDrafter(model, 2))):
+        assert torch.equal(model.decode(idx, n, temperature=0, **more), whole)
+    [served] = Engine(model, slots=2, budget=5, size=2).generate([Request(idx, n, temperature=0)])
+    assert served.tolist() == whole[0].tolist()
+
+def test_false_means_never_and_true_says_why_not(passes, recwarn):
+    model, idx = small_model().eval(), tokens(1, 3)
+    want = model.decode(idx, 4, temperature=0, compile=False)
+    assert not passes and not recwarn
+    assert torch.equal(model.decode(idx, 4, temperature=0, compile=True), want) and passes and not recwarn
+    model.blocks[1].register_forward_hook(lambda *_: None); passes.clear()
+    assert torch.equal(model.decode(idx, 4, temperature=0, compile=True), want) and not passes
+    assert [str(w.message) for w in recwarn] == [
+        'compile is True, and decoding goes on without: Block has a hook']
+
+def hooked(model): model.blocks[0].mlp.register_forward_hook(lambda part, given, out: out + 1)
+def pre_hooked(model): model.norm.register_forward_pre_hook(lambda part, given: given[0] + 1)
+def forward(model): model.blocks[0].forward = lambda x, p, layer: x
+def method(model):
+    a = model.blocks[0].attention
+    a.heads = lambda x: [0*t for t in type(a).heads(a, x)]
+def part(model):
+    class Loud(nn.Module):
+        def forward(self, x): return x + 1
+    model.blocks[0].mlp = Loud()
+def other_eps(model): model.norm.eps = 1.
+def taken_out(model): model.blocks = model.blocks[:1]
+def bent(model): model.blocks[0].mlp.up.bias = None
+def dropping(model): model.blocks[0].drop = lambda x: x + 1
+def turned(model): model.blocks[0].attention.proj.weight.data = model.blocks[0].attention.proj.weight.data.T
+def cut(model): model.blocks[0].mlp.up.weight.data = model.blocks[0].mlp.up.weight.data[:, :5]
+def double(model): model.double()
+
+@pytest.mark.parametrize('before', [True, False])
+@pytest.mark.parametrize('change', [hooked, pre_hooked, forward, method, part, other_eps, taken_out, bent,
+                                    dropping, turned, double])
+@torch.no_grad()
+def test_a_model_that_is_not_as_in_the_lessons_takes_the_ordinary_path(passes, change, before):
+    model, x = small_model().eval(), tokens(1, 5)
+    if before: assert native_reason(model) == ''
+    change(model); model.eval()
+    assert native_reason(model)
+    with ordinary(): want = model.prefill(x)[0]
+    cache = KVCache.of(model)
+    assert close(model.prefill(x, cache=cache)[0], want) and not passes
+
+@torch.no_grad()
+def test_a_change_of_weights_in_place_and_in_data_is_seen(passes):
+    model, x = small_model().eval(), tokens(1, 5)
+    for change in (lambda w: w.mul_(2), lambda w: w.data.fill_(.1), lambda w: setattr(w, 'data', w.data*3),
+                   lambda w: setattr(model.blocks[0].mlp.up, 'weight', nn.Parameter(w*2))):
+        model.prefill(x, cache=KVCache.of(model))
+        change(model.blocks[0].mlp.up.weight); passes.clear()
+        got = model.prefill(x, cache=KVCache.of(model))[0]
+        with ordinary(): assert passes and close(got, model.prefill(x)[0], 1e-3)
+
+def test_a_model_that_nobody_needs_any_more_is_gone(monkeypatch):
+    model = small_model().eval()
+    several(monkeypatch, model, 2)
+    model.decode(tokens(1, 2), 4)
+    gone = weakref.ref(model); del model
+    for _ in range(100):
+        gc.collect()
+        if gone() is None: return
+        time.sleep(.05)
+    assert False, 'it is still there'
+
+class Mode(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None): return func(*args, **(kwargs or {}))
+
+@pytest.mark.parametrize('inside', [Mode, lambda: torch.autocast('cpu', torch.bfloat16)])
+def test_modes_and_autocast_mean_the_ordinary_path(passes, inside):
+    model, x = small_model().eval(), tokens(1, 5)
+    with torch.no_grad(), inside(): model.prefill(x, cache=KVCache.of(model))
+    assert not passes
+
+def test_gradients_mean_the_ordinary_path_and_a_cache_has_none(passes):
+    model, x = small_model(weights='int8').eval(), tokens(1, 5)
+    model.prefill(x); small_model().eval().prefill(x, x)
+    assert not passes
+    assert not model.prefill(x, cache=KVCache.of(model))[0].requires_grad and len(passes) == 2
+
+def test_training_and_a_global_hook_mean_the_ordinary_path(passes):
+    model, x, seen = small_model().eval(), tokens(1, 5), []
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: seen.append(1))
+    try: model.decode(x, 2); assert seen and 'global hook' in native_reason(model)
+    finally: hook.remove()
+    with torch.no_grad(): model.train().prefill(x, cache=KVCache.of(model))
+    assert not passes
+
+def test_a_subclass_takes_the_ordinary_path(passes):
+    class Mine(LanguageModel): pass
+    model = Mine(LMConfig(**SMALL)).eval()
+    model.decode(tokens(1, 2), 3)
+    assert not passes and 'is not as in the lessons' in native_reason(model)
+
+def test_a_cache_that_attends_in_its_own_way_is_asked(passes):
+    class Deaf(native.Cached):
+        def attend(self, layer, q, k, v, dropout=0.): return torch.zeros_like(q)
+    model, x, cache = small_model().eval(), tokens(1, 5), None
+    with torch.no_grad():
+        cache = KVCache.of(model); cache.makes = Deaf
+        got = model.hidden(x, cache)
+        assert not passes and not close(got, model.hidden(x, KVCache.of(model)))
+
+# --- the same bits
+
+@pytest.mark.parametrize('weights', ['float', 'int8'])
+def test_the_same_bits_from_run_to_run_and_for_any_number_of_threads(monkeypatch, weights):
+    torch.manual_seed(0)
+    model = LanguageModel(LMConfig(65, 64, 2, 4, 128, weights=weights)).eval()
+    x, got = torch.randint(65, (3, 5)), []
+    for helpers in (0, 1, 1, 3, 0):
+        several(monkeypatch, model, helpers)
+        with torch.no_grad(): got.append(model.prefill(x, cache=KVCache.of(model, 3))[0])
+    assert all(torch.equal(g, got[0]) for g in got)
+
+def test_threads_write_what_one_thread_writes_a_thousand_times(monkeypatch):
+    model, idx = small_model(block_size=64).eval(), tokens(1, 3)
+    want = model.decode(idx, 60, temperature=0)
+    several(monkeypatch, model, 3)
+    for _ in range(15): assert torch.equal(model.decode(idx, 60, temperature=0), want)
+
+def test_pieces_that_a_thread_has_left_are_done_by_others(monkeypatch):
+    "A helper that never comes back from its first piece: here, one that has taken a number and does nothing."
+    model, x = small_model().eval(), tokens(1, 5)
+    with torch.no_grad():
+        want, work = model.prefill(x, cache=KVCache.of(model))[0], native._work
+        def robbed(plan, *args):
+            desk, owner = args[9 - 1], args[-1]
+            if owner:
+                import ctypes
+                counters = (ctypes.c_int64*(native.COUNTS + 16*len(plan))).from_address(desk)
+                for s in range(len(plan)): counters[native.COUNTS + 16*s] = 1   # piece 0 of each is taken
+            return work(plan, *args)
+        monkeypatch.setattr(native, '_work', robbed)
+        assert torch.equal(model.prefill(x, cache=KVCache.of(model))[0], want)
+
+def test_two_engines_in_two_threads(monkeypatch):
+    made = [small_model(seed, block_size=32).eval() for seed in range(2)]
+    want = [m.decode(tokens(1, 3), 25, temperature=0)[0] for m in made]
+    for m in made: several(monkeypatch, m, 2)
+    got = [None]*2
+    one = lambda m: Engine(m).generate([Request(tokens(1, 3), 25, temperature=0)])[0]
+    def serve(i): got[i] = [one(made[i]) for _ in range(8)]
+    threads = [threading.Thread(target=serve, args=(i,)) for i in range(2)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert all(torch.equal(g, w) for w, gs in zip(want, got) for g in gs)
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
+def test_a_child_made_after_use_writes_the_same(monkeypatch):
+    model, idx = small_model().eval(), tokens(1, 3)
+    several(monkeypatch, model, 2)
+    want = model.decode(idx, 5, temperature=0)
+    if not (child := os.fork()):
+        try: os._exit(0 if torch.equal(model.decode(idx, 5, temperature=0), want) else 3)
+        except BaseException: os._exit(4)
+    assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(model.decode(idx, 5, temperature=0), want)
+
+@quick
+@given(models(least=4), st.integers(1, 300))
+def test_an_interrupt_anywhere_leaves_the_cache_as_it_was(model, place):
+    x, cache = tokens(1, 4), KVCache.of(model)
+    with torch.no_grad():
+        want = model.prefill(x, cache=KVCache.of(model))[0]
+        with failing('line', place) as f: model.prefill(x, cache=cache)
+        assert cache.lengths == [4] or f.hit and cache.lengths == [0]
+        cache.reset()
+        assert close(model.prefill(x, cache=cache)[0], want)
+
+# --- bad input
+
+@pytest.mark.parametrize('weights', ['float', 'int8'])
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_numbers_that_are_none_are_refused(weights, bad):
+    for name in ('blocks.0.mlp.up.bias', 'blocks.1.norm2.weight', 'norm.weight', 'pos_emb.weight'):
+        model = small_model(weights=weights).eval()
+        with torch.no_grad(): model.get_parameter(name).fill_(bad)
+        with pytest.raises(ValueError, match='nan or infinity'): model.decode(tokens(1, 3), 3, temperature=0)
+
+@torch.no_grad()
+def test_hostile_shapes_never_reach_the_loops(passes):
+    model, x = small_model().eval(), tokens(1, 3)
+    cache = KVCache.of(model); cache.kv = cache.kv[:1]
+    with pytest.raises(Exception): model.prefill(x, cache=cache)
+    cache = KVCache.of(model); cache.kv = [t[..., :5] for t in cache.kv]
+    with pytest.raises(Exception): model.prefill(x, cache=cache)
+    cache = KVCache.of(model); cache.kv = [t[:, :, :, :2] for t in cache.kv]
+    with pytest.raises(Exception): model.prefill(x, cache=cache)
+    pages = PagedKVCache(model.config, 4, 2); row = pages.open([]); pages.reserve(row, 3); row.pages = [99, 0]
+    with pytest.raises(Exception): model.prefill(x, cache=pages.batch([row]))
+    for ids in (x - 20, x + 20):
+        with pytest.raises(Exception): model.hidden(ids, KVCache.of(model))
+    cut(model)
+    with pytest.raises(Exception): model.prefill(x, cache=KVCache.of(model))
+    assert not passes
+
+@pytest.mark.parametrize('x', [0., 1e-3, -1., 5., 87., -87., -200.])
+def test_power_is_e_to_the_x(x):
+    want = torch.tensor(x).exp().item()
+    assert native_reason(small_model().eval()) == ''
+    assert native._power.py_func(torch.tensor(x).numpy()[()]) == pytest.approx(want, rel=1e-6, abs=1e-37)
+
+# --- without numba, without a folder
+
+ONCE = '''
+import torch
+from tinylm import *
+torch.manual_seed(0)
+model = LanguageModel().eval()
+print(repr(native_reason(model)), model.decode(torch.zeros(1, 2, dtype=torch.long), 3).shape)
+'''
+
+def paths(*more): return os.pathsep.join(map(str, [*more, *sys.path]))
+
+@pytest.mark.slow
+def test_without_numba_all_is_as_before(tmp_path):
+    (tmp_path/'numba.py').write_text('raise ImportError("no numba")')
+    said = run_python('-c', ONCE, env=os.environ | dict(PYTHONPATH=paths(tmp_path)))
+    assert 'numba is not installed' in said.stdout and not said.stderr
+
+@pytest.mark.slow
+@pytest.mark.parametrize('folder', ['/proc/nowhere', '/dev/null/x'])
+def test_a_folder_that_cannot_be_written_costs_a_line(folder):
+    said = run_python('-c', ONCE, env=os.environ | dict(TINYLM_DATA=folder, PYTHONPATH=paths()))
+    lines = [line for line in said.stderr.splitlines() if 'compiling' not in line]
+    assert said.stdout.startswith("''") and len(lines) == 1 and 'cannot be kept' in lines[0], said.stderr
+
+@pytest.mark.slow
+def test_damaged_files_of_compiled_code_cost_a_line(tmp_path):
+    env = os.environ | dict(TINYLM_DATA=str(tmp_path), PYTHONPATH=paths())
+    first = run_python('-c', ONCE, env=env)
+    files = [f for f in tmp_path.glob('numba/**/*.nb?')]
+    assert len(files) == 2
+    for f in files: f.write_bytes(f.read_bytes()[:20])
+    again = run_python('-c', ONCE, env=env)
+    assert again.stdout == first.stdout and again.stderr.count('cannot be kept') <= 1, again.stderr

@@ -1,0 +1,72 @@
+"The checker of the rendered site, on small sites that have one fault each."
+import random, sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT/'tools'))
+from browser import CHROME, HOW
+from check_site import Look, file_faults, serve
+
+GOOD = """<!doctype html><html lang="en"><head><title>Home</title><link rel="icon" href="data:,">
+<meta name="viewport" content="width=device-width, initial-scale=1">{head}</head>
+<body class="quarto-light"><script>
+if (matchMedia('(prefers-color-scheme: dark)').matches) document.body.className = 'quarto-dark';</script>
+<style>body {{ background: #fff; color: #222 }} .quarto-dark {{ background: #111; color: #eee }}
+a {{ color: inherit }}</style>
+<main><header id="title-block-header"><p class="description">A page</p></header>
+<p>You need nothing but a minute: this page says what it is about, in a sentence or two.</p>
+<h2 id="one">One</h2>{body} <a href="https://github.com/a/b/blob/main/c.py#L3">source</a></main></body></html>"""
+
+FILES = { # what is put into the page -> the fault that is found in the files
+    '<a href="gone.html">x</a>': 'broken: gone.html', '<img src="index.html">': 'image without alt text',
+    '<a href="#two">x</a>': 'no such place on the page: #two',
+    '<img srcset="b.png 2x" alt="b">': 'broken: b.png',
+    '<a href="https://tiny.example/lm/index.html">x</a>': 'names its own site in full',
+    '<a href="https://github.com/a/b/blob/main/c.py">x</a>': 'a source link without a line'}
+
+SEEN = { # the same for a browser
+    '<script>throw Error("oh")</script>': 'the console says',
+    '<p>see [here](x)</p>': 'markup is shown as text',
+    '<img src="https://elsewhere.example/a.png" alt="a">': 'asks another host',
+    '<p style="color: #999">pale</p>': 'light: p has contrast',
+    '<style>.quarto-dark p { color: #555 }</style>': 'dark: p has contrast',
+    '<div style="width: 500px">wide</div>': 'scrolls to',
+    '<pre style="width: 99%; overflow: hidden">' + 'x'*200 + '</pre>': 'code is cut',
+    '<div style="height: 20000px"></div>': 'screens without a table of contents'}
+
+def site(folder, body='', head=''):
+    (folder/'index.html').write_text(GOOD.format(head=head, body=body))
+    (folder/'sitemap.xml').write_text('<urlset><url><loc>https://tiny.example/lm/index.html</loc></url></urlset>')
+    return folder
+
+def test_a_site_without_faults(tmp_path):
+    pages, faults = file_faults(site(tmp_path, '<a href="#one">x</a> <img src="index.html" alt="home">'))
+    assert list(pages) == ['index.html'] and not faults
+
+@pytest.mark.parametrize('body', FILES)
+def test_faults_of_files_are_found(tmp_path, body):
+    _, faults = file_faults(site(tmp_path, body))
+    assert len(faults) == 1 and FILES[body] in faults[0]
+
+def looked_at(browser, folder):
+    look = Look(browser, serve(folder))
+    for scheme in ('light', 'dark'): look.desk('index.html', scheme)
+    look.phone('index.html'); look.contrast()
+    return look.faults
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROME, reason=HOW)
+def test_faults_that_a_browser_shows_are_found(tmp_path, browser):
+    assert not looked_at(browser, site(tmp_path))
+    for body, what in SEEN.items():
+        faults = looked_at(browser, site(tmp_path, body))
+        assert any(what in f for f in faults), (body, faults)
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROME, reason=HOW)
+@pytest.mark.parametrize('n, heavy', [(10**5, False), (10**6, True)])
+def test_what_the_first_page_loads_is_weighed(tmp_path, browser, n, heavy):
+    (tmp_path/'data.js').write_text(f'"{random.Random(0).randbytes(n).hex()}"')
+    faults = looked_at(browser, site(tmp_path, '<script src="data.js"></script>'))
+    assert heavy == any('bytes packed' in f for f in faults)
