@@ -7,6 +7,7 @@ __all__ = ['StopText', 'Endpoint', 'HeardTimeline']
 
 # %% ../nbs/serve.ipynb #5e000004
 import asyncio, json, logging, socket, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -14,7 +15,6 @@ from hmac import compare_digest
 from importlib import import_module
 from functools import partial
 from itertools import accumulate, product
-from queue import SimpleQueue
 from time import perf_counter
 from urllib import error, request as web
 from uuid import uuid4
@@ -99,26 +99,27 @@ class _Scoring(Engine): # notes log-probabilities for those who want them
         return tokens
 
 # %% ../nbs/serve.ipynb #5e000022
-class _Host(threading.Thread): # owns an engine and makes its steps
-    def __init__(self, engine, meters, hand_out): # hand_out takes (choice, token or reason, note) triples
-        super().__init__(daemon=True, name='tinylm engine')
-        self.engine, self.meters, self.hand_out, self.inbox = engine, meters, hand_out, SimpleQueue()
+class _Host: # lets an engine make its steps, for clients that come and go
+    def __init__(self, engine, meters):
+        self.engine, self.meters, self.inbox = engine, meters, asyncio.Queue()
         self.choices = engine.choices = {}                             # by job
 
-    def run(self):
-        while True:
-            while not (self.engine.busy and self.inbox.empty()):       # wait where there is nothing to do
-                act, choice = self.inbox.get()
-                if act is None: return
-                act(choice)
-            try: self.step()
-            except Exception as e: self.fail(e)                        # all is as it was before the step
+    def ask(self, act, choice): self.inbox.put_nowait((act, choice))   # from anywhere, also during a step
+
+    async def run(self):
+        with ThreadPoolExecutor(1, 'tinylm engine') as thread:
+            while True:
+                while not (self.engine.busy and self.inbox.empty()):   # wait where there is nothing to do
+                    act, choice = await self.inbox.get()
+                    act(choice)
+                try: self.tell(await asyncio.get_running_loop().run_in_executor(thread, self.engine.step))
+                except Exception as e: self.fail(e)                    # all is as it was before the step
 
 # %% ../nbs/serve.ipynb #5e000023
 @patch
 def add(self:_Host, choice):
     try: job = self.engine.scheduler.add(choice.request)       # `Engine.add` would look at all weights again
-    except Exception as e: return self.hand_out([(choice, f'error: {type(e).__name__}', None)])
+    except Exception as e: return choice.news.put_nowait((choice, f'error: {type(e).__name__}', None))
     if (seed := choice.request.seed) is not None:
         job.generator = torch.Generator(device_of(self.engine.model)).manual_seed(seed)
     choice.job, self.choices[job] = job, choice
@@ -132,77 +133,69 @@ def leave(self:_Host, choice): # nobody listens any more; it may have ended
 @patch
 def fail(self:_Host, e): # an error is better than an answer that never comes
     logging.getLogger(__name__).error('a step failed: %s', type(e).__name__)
-    choices = [*self.choices.values()]
-    for choice in choices: self.leave(choice)
-    self.hand_out([(choice, f'error: {type(e).__name__}', None) for choice in choices])
+    for choice in [*self.choices.values()]:
+        self.leave(choice)
+        choice.news.put_nowait((choice, f'error: {type(e).__name__}', None))
 
-# %% ../nbs/serve.ipynb #5e000024
 @patch
-def step(self:_Host):
-    written = [(self.choices[job], token) for job, token in self.engine.step()]
-    now, news = perf_counter(), [(choice, token, choice.note) for choice, token in written]
-    for choice, _ in written: self.meters.wrote(choice, now)
+def tell(self:_Host, written): # the (job, token) pairs of a step, to those who wait for them
+    now = perf_counter()
+    for job, token in written:
+        choice = self.choices[job]
+        self.meters.wrote(choice, now)
+        choice.news.put_nowait((choice, token, choice.note))
     for job in [job for job in self.choices if job.state not in ('waiting', 'running')]:
         why = 'error' if job.error else 'stop' if job.ids[-1] in job.request.stop else 'length'
-        news.append((self.choices.pop(job), f'error: {job.error}' if job.error else why, None))
+        choice = self.choices.pop(job)
+        choice.news.put_nowait((choice, f'error: {job.error}' if job.error else why, None))
         self.meters.ended(job, why)
     self.meters.stepped(self.engine.trace[-1])
-    self.hand_out(news)
-
-# %% ../nbs/serve.ipynb #5e000032
-_TIMES = {'time_to_first_token_seconds': 'from arrival to the first token (TTFT)',
-          'inter_token_latency_seconds': 'between a token and the next (ITL)',
-          'request_queue_time_seconds': 'from arrival until work began',
-          'e2e_request_latency_seconds': 'from arrival to the end'}
-_COUNTS = {'prompt_tokens': 'tokens of prompts', 'generation_tokens': 'tokens written',
-           'prefix_cache_queries': 'tokens of prompts that were looked up in the pages',
-           'prefix_cache_hits': 'tokens of prompts that were found there',
-           'num_preemptions': 'how often a request had to make room'}
-_NOW = {'num_requests_running': ('requests that run', lambda e: len(e.scheduler.running)),
-        'num_requests_waiting': ('requests in the queue', lambda e: len(e.scheduler.waiting)),
-        'kv_cache_usage_perc': ('share of the pages in use, 0 to 1',
-                                lambda e: 1 - len(e.cache.free)/len(e.cache.refs))}
 
 # %% ../nbs/serve.ipynb #5e000033
-class _Meters: # what the engine's thread counts
+class _Meters: # what happened to an engine
     def __init__(self, engine, model):
         lib = _needs('prometheus_client')
         self.registry = lib.CollectorRegistry()
-        self.text = lambda: lib.generate_latest(self.registry)
         def make(kind, name, about, *labels, **more):
             return kind(f'vllm:{name}', about, ['model_name', *labels], registry=self.registry, **more)
+        count = lambda name, about: make(lib.Counter, name, about).labels(model)
         edges = [m*10**e for e in range(-3, 3) for m in (1, 2, 5)]     # 1 ms to 500 s
-        self.times = {name: make(lib.Histogram, name, about, buckets=edges).labels(model)
-                      for name, about in _TIMES.items()}
-        self.counts = {name: make(lib.Counter, name, about).labels(model) for name, about in _COUNTS.items()}
-        over = make(lib.Counter, 'request_success', 'requests that are over, by reason', 'finished_reason')
-        self.reasons = {reason: over.labels(model, reason) for reason in ('stop', 'length', 'abort', 'error')}
-        for name, (about, now) in _NOW.items():
-            make(lib.Gauge, name, about).labels(model).set_function(lambda now=now: now(engine))
+        timer = lambda name, about: make(lib.Histogram, f'{name}_seconds', about, buckets=edges).labels(model)
+        gauge = lambda name, about, now: make(lib.Gauge, name, about).labels(model).set_function(now)
+        self.read = count('prompt_tokens', 'tokens of prompts')
+        self.asked = count('prefix_cache_queries', 'tokens of prompts that were looked up in the pages')
+        self.found = count('prefix_cache_hits', 'tokens of prompts that were found there')
+        self.made = count('generation_tokens', 'tokens written')
+        self.preempted = count('num_preemptions', 'how often a request had to make room')
+        self.queue = timer('request_queue_time', 'from arrival until work began')
+        self.ttft = timer('time_to_first_token', 'from arrival to the first token')
+        self.itl = timer('inter_token_latency', 'between a token and the next')
+        self.total = timer('e2e_request_latency', 'from arrival to the end')
+        over = make(lib.Counter, 'request_success', 'requests that are over', 'finished_reason')
+        self.over = {why: over.labels(model, why) for why in ('stop', 'length', 'abort', 'error')}
+        s, pages = engine.scheduler, engine.cache
+        gauge('num_requests_running', 'requests that run', lambda: len(s.running))
+        gauge('num_requests_waiting', 'requests in the queue', lambda: len(s.waiting))
+        gauge('kv_cache_usage_perc', 'share of the pages in use, 0 to 1',
+              lambda: 1 - len(pages.free)/len(pages.refs))
+        self.text = lambda: lib.generate_latest(self.registry)
 
-# %% ../nbs/serve.ipynb #5e000034
-@patch
-def wrote(self:_Meters, choice, now): # a token came
-    if choice.at is None:
-        waited, read = choice.job.metrics(), len(choice.request.ids)
-        choice.cached = min(choice.job.reused, read - 1)
-        self.counts['prompt_tokens'].inc(read)
-        self.counts['prefix_cache_queries'].inc(read)
-        self.counts['prefix_cache_hits'].inc(choice.cached)
-        self.times['time_to_first_token_seconds'].observe(waited['ttft'])
-        self.times['request_queue_time_seconds'].observe(waited['queue'])
-    else: self.times['inter_token_latency_seconds'].observe(now - choice.at)
-    self.counts['generation_tokens'].inc()
-    choice.at = now
+    def wrote(self, choice, now): # a token came
+        if choice.at is None:
+            waited, n = choice.job.metrics(), len(choice.request.ids)
+            choice.cached = min(choice.job.reused, n - 1)
+            self.read.inc(n); self.asked.inc(n); self.found.inc(choice.cached)
+            self.queue.observe(waited['queue']); self.ttft.observe(waited['ttft'])
+        else: self.itl.observe(now - choice.at)
+        self.made.inc()
+        choice.at = now
 
-@patch
-def ended(self:_Meters, job, reason):
-    self.reasons[reason].inc()
-    self.times['e2e_request_latency_seconds'].observe(job.metrics()['total'])
+    def ended(self, job, reason):
+        self.over[reason].inc()
+        self.total.observe(job.metrics()['total'])
 
-@patch
-def stepped(self:_Meters, step): # of the engine's trace
-    self.counts['num_preemptions'].inc(sum(state == 'waiting' for _, state in step['events']))
+    def stepped(self, step): # of the engine's trace
+        self.preempted.inc(sum(state == 'waiting' for _, state in step['events']))
 
 # %% ../nbs/serve.ipynb #5e000041
 class _Refusal(Exception): # what a client is told instead of an answer
@@ -289,7 +282,7 @@ class _Answer: # what one request is told, at once or piece by piece
 
     def _room(self, read): # how many tokens may be written after the prompt
         most, left = self.endpoint.longest, self.endpoint.engine.scheduler.window - read
-        n = self.ask.get('max_completion_tokens') or self.ask['max_tokens'] or self.usual(left)
+        n = self.ask.get('max_completion_tokens') or self.ask['max_tokens'] or self.usual or max(left, 16)
         if read + n <= most: return n
         raise _Refusal(400, f'{read} tokens of the prompt and {n} of the answer: expected at most {most} '
                        'together', self.what, 'context_length_exceeded')
@@ -298,13 +291,13 @@ class _Answer: # what one request is told, at once or piece by piece
 @patch
 async def pieces(self:_Answer): # (choice, text, notes), for each token and for each end
     host, left = self.endpoint.host, len(self.choices)
-    for choice in self.choices: host.inbox.put((host.add, choice))
+    for choice in self.choices: host.ask(host.add, choice)
     while left:
         choice, token, note = await self.news.get()
         if choice.ended: continue
         text = choice.hear(token)
         if choice.ended:
-            left -= 1; host.inbox.put((host.leave, choice))            # it knows nothing of stop strings
+            left -= 1; host.ask(host.leave, choice)                    # it knows nothing of stop strings
             if choice.ended.startswith('error'): raise _Refusal(500, choice.ended)
         yield choice, text, [(token, note)] if note else []
 
@@ -352,9 +345,8 @@ async def events(self:_Answer):
 
 # %% ../nbs/serve.ipynb #5e000055
 class _Completion(_Answer):
-    what, fields, prefix, names = 'prompt', _COMPLETION, 'cmpl-', ('text_completion', 'text_completion')
-
-    def usual(self, left): return 16
+    what, fields, usual = 'prompt', _COMPLETION, 16
+    prefix, names = 'cmpl-', ('text_completion', 'text_completion')
 
     def read(self): # the token ids of each prompt
         prompt = self.ask['prompt']
@@ -383,9 +375,8 @@ def _message(m): # OpenAI allows a list of parts as content
     return m | {'content': ''.join(_text('text', p.get('text')) for p in parts)}
 
 class _Chat(_Answer):
-    what, fields, prefix, names = 'messages', _CHAT, 'chatcmpl-', ('chat.completion', 'chat.completion.chunk')
-
-    def usual(self, left): return max(left, 16)
+    what, fields, usual = 'messages', _CHAT, None
+    prefix, names = 'chatcmpl-', ('chat.completion', 'chat.completion.chunk')
 
     def read(self):
         said = self.ask['messages']
@@ -424,7 +415,7 @@ class Endpoint:
         self.ends = tuple(getattr(self.tokenizer, 'end', ()))
         self.limit, self.longest = check_count('limit', limit), max(model.config.block_size, 4096)
         self.patience, self.writing = check_number('patience', patience, above=True), 0
-        self.meters, self.host, self.made = _Meters(self.engine, name), None, int(time.time())
+        self.meters, self.made = _Meters(self.engine, name), int(time.time())
 
 # %% ../nbs/serve.ipynb #5e000062
 async def _body(http, most, seconds): # the JSON of a request
@@ -490,7 +481,7 @@ async def _write(self:Endpoint, answer, scope, receive, send): # unless the clie
             group.cancel_scope.cancel()
     finally:
         self.writing -= answer.size
-        for choice in answer.choices: self.host.inbox.put((self.host.leave, choice))
+        for choice in answer.choices: self.host.ask(self.host.leave, choice)
 
 # %% ../nbs/serve.ipynb #5e000065
 def _needs(name):
@@ -520,7 +511,7 @@ def app(self:Endpoint): # for any ASGI server, in one process
         self._admit(http)
         about = dict(object='model', created=self.made, owned_by='tinylm', max_model_len=self.longest)
         return JSONResponse({'object': 'list', 'data': [{'id': self.name} | about]})
-    async def health(http): return Response(status_code=200 if self.host.is_alive() else 503)
+    async def health(http): return Response(status_code=503 if self.work.done() else 200)
     async def metrics(http): return Response(self.meters.text(), media_type='text/plain; version=0.0.4')
     routes = [Route('/v1/models', models), Route('/health', health), Route('/metrics', metrics)]
     routes += [Route(path, write, methods=['POST']) for path in _ANSWERS]
@@ -530,15 +521,11 @@ def app(self:Endpoint): # for any ASGI server, in one process
 @patch
 @asynccontextmanager
 async def _lifespan(self:Endpoint, app):
-    loop = asyncio.get_running_loop()
-    def put(news):
-        for one in news: one[0].news.put_nowait(one)
-    def hand_out(news):
-        with suppress(RuntimeError): loop.call_soon_threadsafe(put, news)      # unless the loop is over
-    self.host = _Host(self.engine, self.meters, hand_out)
-    self.host.start()
-    try: yield
-    finally: self.host.inbox.put((None, None)); await asyncio.to_thread(self.host.join, 5)
+    self.host = _Host(self.engine, self.meters)
+    self.work = asyncio.create_task(self.host.run())
+    yield
+    self.work.cancel()
+    await asyncio.wait([self.work])
 
 # %% ../nbs/serve.ipynb #5e000068
 def _protocol(patience):
