@@ -396,8 +396,10 @@ def test_a_client_that_goes_away_frees_its_pages_within_one_step(how, stream):
 
 def test_a_slow_reader_stops_nobody_and_is_left_in_the_end():
     "It asks for much, and reads nothing."
-    with served(small_model(tokenizer=LETTERS, block_size=2048).eval(), patience=.5, slots=4) as (e, url,
-        client):
+    model = small_model(tokenizer=LETTERS, block_size=2048).eval()
+    with served(model, patience=.5, slots=4) as (e, url, client):
+        step = e.engine.step
+        e.engine.step = lambda: (time.sleep(.002), step())[1]         # slower than who looks for such readers
         lazy = socket.socket(); lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         lazy.connect((lambda h, p: (h, int(p)))(*url.removeprefix('http://').split(':')))
         lazy.sendall(http(stream_body(2000, n=3, logprobs=20)))

@@ -64,7 +64,7 @@ class StopText:
 class _Choice: # one text that a client waits for
     request:Request # what the engine is asked
     index:int # its number in the answer
-    news:asyncio.Queue # where its (choice, token or reason, note) arrive
+    news:asyncio.Queue # where its (choice, token or reason, note, time) arrive
     text:StopText # turns tokens into text
     wanted:int|None=None # note log-probabilities, and those of so many of the best tokens
     job:Job|None=None # the engine's, when it has it
@@ -74,6 +74,8 @@ class _Choice: # one text that a client waits for
     cached:int=0 # tokens of the prompt that the engine found in its pages
     at:float|None=None # when the last token came
     ended:str|None=None # why: 'stop', 'length', or words about an error
+
+    def tell(self, token, now=None): self.news.put_nowait((self, token, now and self.note, now))
 
     def hear(self, token): # a token, or why no more come; new text, which may be empty
         over = isinstance(token, str)
@@ -111,6 +113,7 @@ class _Host: # lets an engine make its steps, for clients that come and go
             while True:
                 while not (self.engine.busy and self.inbox.empty()):   # wait where there is nothing to do
                     act, choice = await self.inbox.get()
+                    if act is None: return
                     act(choice)
                 try: self.tell(await asyncio.get_running_loop().run_in_executor(thread, self.engine.step))
                 except Exception as e: self.fail(e)                    # all is as it was before the step
@@ -119,7 +122,7 @@ class _Host: # lets an engine make its steps, for clients that come and go
 @patch
 def add(self:_Host, choice):
     try: job = self.engine.scheduler.add(choice.request)       # `Engine.add` would look at all weights again
-    except Exception as e: return choice.news.put_nowait((choice, f'error: {type(e).__name__}', None))
+    except Exception as e: return choice.tell(f'error: {type(e).__name__}')
     if (seed := choice.request.seed) is not None:
         job.generator = torch.Generator(device_of(self.engine.model)).manual_seed(seed)
     choice.job, self.choices[job] = job, choice
@@ -135,19 +138,15 @@ def fail(self:_Host, e): # an error is better than an answer that never comes
     logging.getLogger(__name__).error('a step failed: %s', type(e).__name__)
     for choice in [*self.choices.values()]:
         self.leave(choice)
-        choice.news.put_nowait((choice, f'error: {type(e).__name__}', None))
+        choice.tell(f'error: {type(e).__name__}')
 
 @patch
-def tell(self:_Host, written): # the (job, token) pairs of a step, to those who wait for them
+def tell(self:_Host, written): # what a step wrote, and who is done
     now = perf_counter()
-    for job, token in written:
-        choice = self.choices[job]
-        self.meters.wrote(choice, now)
-        choice.news.put_nowait((choice, token, choice.note))
+    for job, token in written: self.choices[job].tell(token, now)
     for job in [job for job in self.choices if job.state not in ('waiting', 'running')]:
         why = 'error' if job.error else 'stop' if job.ids[-1] in job.request.stop else 'length'
-        choice = self.choices.pop(job)
-        choice.news.put_nowait((choice, f'error: {job.error}' if job.error else why, None))
+        self.choices.pop(job).tell(f'error: {job.error}' if job.error else why)
         self.meters.ended(job, why)
     self.meters.stepped(self.engine.trace[-1])
 
@@ -293,8 +292,9 @@ async def pieces(self:_Answer): # (choice, text, notes), for each token and for 
     host, left = self.endpoint.host, len(self.choices)
     for choice in self.choices: host.ask(host.add, choice)
     while left:
-        choice, token, note = await self.news.get()
+        choice, token, note, now = await self.news.get()
         if choice.ended: continue
+        if now: self.endpoint.meters.wrote(choice, now)
         text = choice.hear(token)
         if choice.ended:
             left -= 1; host.ask(host.leave, choice)                    # it knows nothing of stop strings
@@ -405,7 +405,7 @@ class Endpoint:
         name:str='tinylm', # what clients call the model
         key:str|None=None, # what clients must show; nothing when not given
         limit:int=2**20, # tokens and log-probabilities that may be under way
-        patience:float=30., # seconds for a request to arrive, and for each piece of an answer to be taken
+        patience:float=30., # seconds for a request to arrive, and for something of an answer to be taken
         **engine, # slots, budget, n_pages, policy, compile: as for `Engine`
     ):
         self.tokenizer = tokenizer or model.tokenizer
@@ -458,20 +458,18 @@ async def _bites(body):
     for i in range(0, len(body), 65536): yield body[i:i+65536]
 
 @patch
-async def _write(self:Endpoint, answer, scope, receive, send): # unless the client leaves, or does not read
-    from anyio import create_task_group, fail_after
+async def _write(self:Endpoint, answer, scope, receive, send): # unless the client leaves
+    from anyio import create_task_group
     from starlette.responses import StreamingResponse
     if self.writing + answer.size > self.limit:
         raise _Refusal(503 if answer.size <= self.limit else 400, f'{answer.size:,} tokens are wanted '
                        f'while {self.writing:,} are being written: expected at most {self.limit:,} in all')
-    async def patient(message):
-        with fail_after(self.patience): await send(message)
     async def respond():
         if answer.ask['stream']: response = StreamingResponse(answer.events(), media_type='text/event-stream')
         else:
             status, body = await answer.whole()
             response = StreamingResponse(_bites(body), status, media_type='application/json')
-        with suppress(TimeoutError): await response.stream_response(patient)
+        await response.stream_response(send)
         group.cancel_scope.cancel()
     self.writing += answer.size
     try:
@@ -524,8 +522,8 @@ async def _lifespan(self:Endpoint, app):
     self.host = _Host(self.engine, self.meters)
     self.work = asyncio.create_task(self.host.run())
     yield
-    self.work.cancel()
-    await asyncio.wait([self.work])
+    self.host.ask(None, None)
+    await self.work
 
 # %% ../nbs/serve.ipynb #5e000068
 def _protocol(patience):
@@ -534,10 +532,10 @@ def _protocol(patience):
     class Http(H11Protocol):
         def connection_made(self, transport): super().connection_made(transport); self.look()
 
-        def look(self, before=None): # whoever neither asks nor takes what was written is cut off
-            busy = self.cycle and not self.cycle.response_complete and not self.transport.is_closing()
+        def look(self, before=None): # whoever neither asks, nor waits, nor takes what was written is cut off
+            waits = self.cycle and not self.cycle.response_complete and not self.transport.is_closing()
             now = self.cycle, self.transport.get_write_buffer_size()
-            if now == before and not busy: self.transport.abort()
+            if now == before and (now[1] or not waits): self.transport.abort()
             else: self.loop.call_later(patience, self.look, now)
 
         def send_400_response(self, msg):
