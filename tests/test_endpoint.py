@@ -361,6 +361,11 @@ def test_a_body_that_does_not_come_or_does_not_end():
 def stream_body(most=60, **more):
     return json.dumps(dict(model='m', prompt='ab', max_tokens=most, stream=True, **more)).encode()
 
+def slow_down(e, seconds):
+    "So that a client that leaves, or is left, does it in the middle."
+    step = e.engine.step
+    e.engine.step = lambda: (time.sleep(seconds), step())[1]
+
 class Gate:
     "Lets an engine make a step only when asked, and notes who took part."
     def __init__(self, e):
@@ -397,12 +402,11 @@ def test_a_client_that_goes_away_frees_its_pages_within_one_step(how, stream):
 def test_a_slow_reader_stops_nobody_and_is_left_in_the_end():
     "It asks for much, and reads nothing."
     model = small_model(tokenizer=LETTERS, block_size=2048).eval()
-    with served(model, patience=.5, slots=4) as (e, url, client):
-        step = e.engine.step
-        e.engine.step = lambda: (time.sleep(.002), step())[1]         # slower than who looks for such readers
+    with served(model, patience=.5, slots=9) as (e, url, client):
+        slow_down(e, .001)
         lazy = socket.socket(); lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         lazy.connect((lambda h, p: (h, int(p)))(*url.removeprefix('http://').split(':')))
-        lazy.sendall(http(stream_body(2000, n=3, logprobs=20)))
+        lazy.sendall(http(stream_body(2000, n=8, logprobs=20)))
         wait_until(lambda: e.host.choices)
         assert client.completions.create(model='m', prompt='a', max_tokens=30).usage.completion_tokens == 30
         wait_until(lambda: not e.host.choices, 60)
@@ -482,6 +486,7 @@ def explained(model, ids, a, b, dials, seed):
 def test_two_hundred_streams_with_clients_that_leave_at_any_moment():
     model = small_model(tokenizer=LETTERS, block_size=128, n_layer=3, n_embd=64).eval()
     with served(model, slots=16, n_pages=48, size=8) as (e, url, _):
+        slow_down(e, .003)
         heard = asyncio.run(crowd(url, 200))
         idle(e)
     over, preempted = ends(e), counted(e, 'num_preemptions')
