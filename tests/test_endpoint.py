@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-for package in ('starlette', 'uvicorn', 'openai', 'httpx'): pytest.importorskip(package)
+for package in ('starlette', 'uvicorn', 'prometheus_client', 'openai', 'httpx'): pytest.importorskip(package)
 
 import anyio
 import httpx
@@ -225,7 +225,7 @@ def test_models_health_and_curl(letters):
     assert said == text(MODEL, alone(MODEL, LETTERS.encode('abc'), 5, temperature=0))
 
 def test_metrics_are_read_by_prometheus_and_count_what_happened():
-    parser = pytest.importorskip('prometheus_client.parser')
+    from prometheus_client import parser
     with served() as (e, url, client):
         for i in range(3): client.completions.create(model='m', prompt='abcdefghij'*3, max_tokens=4 + i)
         idle(e)
@@ -522,7 +522,7 @@ async def crowd(url, n):
                     got += chunk.choices[0].text
                     if left and len(got) >= tokens: break
         return LETTERS.encode(prompt), most, seed, dials, LETTERS.encode(got), left
-    return await asyncio.gather(*map(one, range(n)))
+    async with client: return await asyncio.gather(*map(one, range(n)))
 
 # --- the command
 
@@ -551,7 +551,7 @@ def test_bad_words_of_the_command_get_one_line(capsys, checkpoint, monkeypatch):
                             (('--checkpoint', checkpoint, '--host', '256.1.1.1'), 'listen at 256.1.1.1')]:
             code, err = main(['serve', *map(str, words)]), capsys.readouterr().err
             assert code == 2 and err.startswith('tinylm: ') and says in err and err.count('\n') == 1
-    for package in ('starlette', 'uvicorn'):
+    for package in ('starlette', 'uvicorn', 'prometheus_client'):
         with monkeypatch.context() as m:
             m.setitem(sys.modules, package, None)
             assert main(['serve', '--checkpoint', str(checkpoint)]) == 2

@@ -54,7 +54,8 @@ class StopText:
         self.held += self.stream.push(ids) + (self.stream.flush() if last else '')
         ends = [i for s in self.stops if (i := self.held.find(s)) >= 0]
         self.hit = bool(ends)
-        may = [n for s in self.stops for n in range(1, len(s)) if self.held.endswith(s[:n])]
+        may = [n for s in self.stops for n in range(1, min(len(s), len(self.held) + 1))
+               if self.held.endswith(s[:n])]
         sure = min(ends) if ends else len(self.held) - (0 if last else max(may, default=0))
         text, self.held = self.held[:sure], self.held[sure:]
         return text
@@ -247,10 +248,10 @@ _USUAL = dict(n=1, temperature=1., stop=[])                            # when it
 # %% ../nbs/serve.ipynb #5e000045
 def _asked(fields, body): # the fields of a request, checked
     if not isinstance(body, dict): raise _Refusal(400, f'the body is {shown(body)}: expected an object')
-    for name in body.keys() - fields.keys():
-        raise _Refusal(400, f'{shown(name)} is not a field that is known here', shown(name)[1:-1])
     ask = dict.fromkeys(fields) | _USUAL
     for name, v in body.items():
+        if name not in fields:
+            raise _Refusal(400, f'{shown(name)} is not a field that is known here', shown(name)[1:-1])
         try: ask |= {} if v is None else {name: fields[name](name, v)}
         except ValueError as e: raise _Refusal(400, str(e), name) from None
     if (n := ask.get('top_logprobs')) and not ask['logprobs']:
@@ -276,7 +277,8 @@ class _Answer: # what one request is told, at once or piece by piece
         sampling = Sampling(ask['temperature'], ask['top_k'], ask['top_p'], seed)
         request = Request(ids, self._room(len(ids)), stop=e.ends, sampling=sampling)
         e.engine.check(request)
-        wanted = None if ask['logprobs'] in (None, False) else ask.get('top_logprobs', ask['logprobs']) or 0
+        scored = ask['logprobs'] is not None and ask['logprobs'] is not False
+        wanted = ask.get('top_logprobs', ask['logprobs']) or 0 if scored else None
         return _Choice(request, k, self.news, StopText(e.tokenizer, request.ids, ask['stop']), wanted)
 
     def _room(self, read): # how many tokens may be written after the prompt
@@ -445,7 +447,7 @@ def _admit(self:Endpoint, http): # the comparison takes the same time whatever w
 @patch
 async def _read(self:Endpoint, http): # an `_Answer`; a `_Refusal` if there can be none
     self._admit(http)
-    kind = _ANSWERS[http.url.path]
+    kind = _ANSWERS[http.scope['path']]
     ask = _asked(kind.fields, await _body(http, 65536 + 64*self.longest, self.patience))
     if ask['model'] != self.name:
         raise _Refusal(404, f'the model {shown(ask["model"])} is not here: expected {self.name!r}', 'model',
@@ -489,11 +491,11 @@ def _needs(name):
 
 async def _refuse(http, e): # OpenAI's body, whatever went wrong; a log never holds what came from a client
     from starlette.responses import JSONResponse
-    if not hasattr(e, 'body'):
-        status = getattr(e, 'status_code', 500)    # Starlette: no such path or method
-        if status == 500: logging.getLogger(__name__).error('a request failed: %s', type(e).__name__)
-        e = _Refusal(status, 'something went wrong here' if status == 500 else e.detail)
-    return JSONResponse(e.body, e.status)
+    if isinstance(e, _Refusal): return JSONResponse(e.body, e.status)
+    status = getattr(e, 'status_code', 500)                            # Starlette: no such path or method
+    if status == 500: logging.getLogger(__name__).error('a request failed: %s', type(e).__name__)
+    why = _Refusal(status, getattr(e, 'detail', 'something went wrong here'))
+    return JSONResponse(why.body, status, getattr(e, 'headers', None))
 
 # %% ../nbs/serve.ipynb #5e000066
 @patch(as_prop=True)
@@ -554,22 +556,20 @@ def _protocol(patience):
     return Http
 
 @patch
-def _server(self:Endpoint, seconds): # runs until a signal comes
-    uvicorn = _needs('uvicorn')
-    return uvicorn.Server(uvicorn.Config(
+def _server(self:Endpoint, host, port, seconds): # it, what it listens to, and the address of that
+    uvicorn, family = _needs('uvicorn'), socket.AF_INET6 if ':' in host else socket.AF_INET
+    how = uvicorn.Config(
         self.app, http=_protocol(self.patience), ws='none', lifespan='on', log_config=None,
         log_level='critical', access_log=False, server_header=False, h11_max_incomplete_event_size=65536,
-        timeout_graceful_shutdown=seconds))
-
-# %% ../nbs/serve.ipynb #5e000069
-def _listen(host, port): # a socket, and the address of what stands behind it
+        timeout_graceful_shutdown=seconds)
     check_count('port', port, 0, 65535)
-    family = socket.AF_INET6 if ':' in host else socket.AF_INET
     try: listening = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as e: raise OSError(f'cannot listen at {host}, port {port}: {e.strerror}') from None
     where = listening.getsockname()
-    return listening, f'http://{f"[{where[0]}]" if ":" in host else where[0]}:{where[1]}'
+    url = f'http://{f"[{where[0]}]" if ":" in host else where[0]}:{where[1]}'
+    return uvicorn.Server(how), dict(sockets=[listening]), url
 
+# %% ../nbs/serve.ipynb #5e000069
 @patch
 @contextmanager
 def running(self:Endpoint,
@@ -578,8 +578,8 @@ def running(self:Endpoint,
     seconds:int=10, # how long streams may go on at the end
 ): # `with` gives the address
     "Serve in a thread, for as long as the `with` block runs."
-    server, (listening, url) = self._server(seconds), _listen(host, port)
-    thread = threading.Thread(target=server.run, kwargs=dict(sockets=[listening]), daemon=True)
+    server, listening, url = self._server(host, port, seconds)
+    thread = threading.Thread(target=server.run, kwargs=listening, daemon=True)
     thread.start()
     try:
         while not server.started and thread.is_alive(): time.sleep(.01)
@@ -594,9 +594,9 @@ def run(self:Endpoint,
     tell=print, # is called with the address
 ):
     "Serve until Ctrl-C or SIGTERM."
-    server, (listening, url) = self._server(seconds), _listen(host, port)
+    server, listening, url = self._server(host, port, seconds)
     tell(url)
-    server.run(sockets=[listening])
+    server.run(**listening)
 
 # %% ../nbs/serve.ipynb #5e000081
 @dataclass
