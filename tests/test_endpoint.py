@@ -1,6 +1,6 @@
 "Real clients over real sockets get what `decode` writes alone, and whoever misbehaves disturbs nobody."
 import asyncio, json, random, re, shutil, signal, socket, subprocess, sys, threading, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -151,9 +151,11 @@ def test_logprobs_are_those_of_a_prefill_of_the_whole_text(letters, talk, stream
         top = {LETTERS.chars[i]: row[i].item()
                for i in [*row.topk(3).indices.tolist(), LETTERS.chars.index(token)]}
         assert found == pytest.approx(top, abs=1e-4)
+    given = dict(model='m', prompt='abcab', max_tokens=1, logprobs=0, temperature=0)
+    only = client.completions.create(**given).choices[0].logprobs
+    assert [*only.top_logprobs[0]] == only.tokens
     given = dict(model='m', messages=[{'role': 'user', 'content': 'hi'}], max_tokens=5, logprobs=True,
-                 top_logprobs=2,
-                 seed=1, stream=stream)
+                 top_logprobs=2, seed=1, stream=stream)
     r = talk[2].chat.completions.create(**given)
     notes = [n for c in r if c.choices[0].logprobs for n in c.choices[0].logprobs.content] if stream \
         else r.choices[0].logprobs.content
@@ -327,11 +329,12 @@ def test_nothing_from_a_request_is_logged(capfd, caplog):
 
 def connect(url): return socket.create_connection(url.removeprefix('http://').split(':'), timeout=20)
 
+def suppressed(act, *args):
+    with suppress(OSError): act(*args)
+
 def talk_raw(url, data):
     with connect(url) as s:
-        try:
-            for i in range(0, len(data), 65536): s.sendall(data[i:i+65536])
-        except OSError: pass
+        suppressed(s.sendall, data)
         answer = b''
         while part := s.recv(65536): answer += part
     return answer
@@ -339,6 +342,9 @@ def talk_raw(url, data):
 def http(body, more=b'', length=None):
     return (b'POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n' + more
             + b'content-length: %d\r\n\r\n' % (len(body) if length is None else length) + body)
+
+def stream_body(most=60, **more):
+    return json.dumps(dict(model='m', prompt='ab', max_tokens=most, stream=True, **more)).encode()
 
 def test_headers_without_end_and_what_is_not_http(letters):
     e, url, client = letters
@@ -350,6 +356,46 @@ def test_headers_without_end_and_what_is_not_http(letters):
                                + status) and json.loads(body)['error']['type'] == 'invalid_request_error'
         assert client.completions.create(model='m', prompt='a', max_tokens=3).usage.completion_tokens == 3
 
+GOOD, CHUNKS = b'{"model":"m","prompt":"abc","max_tokens":2}', b'transfer-encoding: chunked\r\n'
+
+@pytest.mark.parametrize('data,status', [
+    (http(GOOD, b'host: ['), 400), (http(GOOD).replace(b'host: a', b'host: ['), 200),
+    (http(GOOD).replace(b'host: a', b'host: b/v1/models?'), 200),
+    (http(GOOD).replace(b'host: a', b'x: a'), 400),
+    (http(GOOD, CHUNKS).replace(GOOD, b'%x\r\n%s\r\n0\r\n\r\n' % (len(GOOD), GOOD)), 200),
+    (http(b'zz\r\n', CHUNKS), 400), (http(b'7;' + b'a'*200_000, CHUNKS), 431), (http(b' '*9_000_000), 413),
+    (http(GOOD, length=-1), 400), (http(GOOD, length=5), 400), (http(GOOD, b'content-length: 5\r\n'), 400),
+    (http(GOOD).replace(b'POST', b'PUT'), 405), (http(GOOD).replace(b'/v1', b'/v1/../v1'), 404),
+    (b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n', 404), (b'\x16\x03\x01' + bytes(200), 400),
+    (http(stream_body()) + bytes(99_999), 200), (http(GOOD)*50, 200)], ids=lambda v: str(v)[:70])
+def test_odd_requests_get_a_proper_status_and_disturb_nobody(letters, data, status):
+    e, url, client = letters
+    given = dict(model='m', prompt='a', max_tokens=50, stream=True)
+    with connect(url) as s, client.completions.create(**given) as other:
+        threading.Thread(target=lambda: suppressed(s.sendall, data), daemon=True).start()
+        head, _, body = s.recv(65536).partition(b'\r\n\r\n')
+        assert head.startswith(b'HTTP/1.1 %d' % status)
+        while status != 200 and b'}}' not in body: body += s.recv(65536)
+        if status != 200: assert b'"type"' in body and b'"invalid_request_error"' in body
+        assert len([*other]) == 51
+    idle(e)
+
+@pytest.mark.parametrize('data', [b'', b'GET / HTTP/1.1\r\nx: ', http(GOOD), http(GOOD, length=10**9)],
+                         ids=lambda v: str(v)[:40])
+def test_who_holds_a_connection_and_does_nothing_is_cut_off(data):
+    with served(patience=.2) as (e, url, client):
+        many = [connect(url) for _ in range(30)]
+        for s in many: s.sendall(data)
+        assert client.completions.create(model='m', prompt='a', max_tokens=3).usage.completion_tokens == 3
+        for s in many:
+            with s: drained(s)
+
+def drained(s):
+    "Read until the other side closes, or fail when it does not."
+    try:
+        while s.recv(65536): pass
+    except ConnectionResetError: pass
+
 def test_a_body_that_does_not_come_or_does_not_end():
     with served(patience=.3) as (e, url, client):
         slow = connect(url); slow.sendall(http(b'{"mod', length=10**15))
@@ -357,9 +403,6 @@ def test_a_body_that_does_not_come_or_does_not_end():
         assert slow.recv(1000).startswith(b'HTTP/1.1 408')
         half = connect(url); half.sendall(http(b'{"mod', length=100)); half.shutdown(socket.SHUT_WR)
         half.recv(1000)
-
-def stream_body(most=60, **more):
-    return json.dumps(dict(model='m', prompt='ab', max_tokens=most, stream=True, **more)).encode()
 
 def slow_down(e, seconds):
     "So that a client that leaves, or is left, does it in the middle."

@@ -470,7 +470,8 @@ async def _write(self:Endpoint, answer, scope, receive, send): # unless the clie
         if answer.ask['stream']: response = StreamingResponse(answer.events(), media_type='text/event-stream')
         else:
             status, body = await answer.whole()
-            response = StreamingResponse(_bites(body), status, media_type='application/json')
+            how = dict(media_type='application/json', headers={'content-length': f'{len(body)}'})
+            response = StreamingResponse(_bites(body), status, **how)
         await response.stream_response(send)
         group.cancel_scope.cancel()
     self.writing += answer.size
