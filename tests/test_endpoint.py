@@ -1,5 +1,5 @@
 "Real clients over real sockets get what `decode` writes alone, and whoever misbehaves disturbs nobody."
-import asyncio, json, random, re, shutil, signal, socket, subprocess, sys, threading, time
+import asyncio, json, logging, random, re, shutil, signal, socket, subprocess, sys, threading, time
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -192,6 +192,10 @@ def test_stop_strings_over_the_wire(letters):
         assert r.choices[0].finish_reason == 'stop' and r.usage.completion_tokens == len(want) + 3
     idle(e)
     assert ends(e) == before | {'stop': before['stop'] + 12}
+    plain = [text(MODEL, alone(MODEL, LETTERS.encode('abc'), 40, seed)) for seed in range(8)]
+    r = client.completions.create(model='m', prompt='abc', max_tokens=40, seed=0, n=8, stop='a')
+    assert [c.text for c in r.choices] == [p.split('a')[0] for p in plain]
+    assert r.usage.completion_tokens == sum(len(p.split('a')[0]) + ('a' in p) for p in plain)
 
 @quick
 @given(st.text(max_size=12), st.integers(1, 3), st.integers(0, 12))
@@ -314,16 +318,18 @@ def test_a_chat_needs_a_template_and_text_may_come_in_parts(letters, talk):
     assert ask('hello') == ask([{'type': 'text', 'text': 'hel'}, {'type': 'text', 'text': 'lo'}])
 
 def test_nothing_from_a_request_is_logged(capfd, caplog):
-    with served() as (e, url, _):
+    with served(patience=.2) as (e, url, _):
         for body in (b'{"SECRET', b'{"model":"SECRET"}', b'{"SECRET":1}', b'{"model":"m","prompt":"SECRET"}'):
             httpx.post(f'{url}/v1/completions?SECRET', content=body,
                        headers={'content-type': 'application/json',
                                                                                'x-y': 'SECRET\x1b'})
         talk_raw(url, b'SECRET\r\n\r\n')
+        talk_raw(url, http(b'SECRET\r\n', CHUNKS))            # longer than its patience
         e.engine.scheduler.add = lambda r: 1/0
         assert ask(url, dict(prompt='abc')).status_code == 500
     said = capfd.readouterr()
     assert 'SECRET' not in said.out + said.err + caplog.text
+    assert [r.name for r in caplog.records if r.levelno > logging.INFO] == []
 
 # --- those who misbehave
 
@@ -414,7 +420,7 @@ class Gate:
     def __init__(self, e):
         self.go, self.ran, step, engine = threading.Semaphore(0), [], e.engine.step, e.engine
         def slow():
-            self.go.acquire(); out = step()
+            self.go.acquire(timeout=30); out = step()
             self.ran.append({j['request'] for j in engine.trace[-1]['jobs']})
             return out
         e.engine.step = slow
@@ -479,6 +485,7 @@ def test_a_step_that_fails_ends_the_texts_with_an_error_and_the_next_are_written
         e.engine.step = failing
         with pytest.raises(openai.APIError, match='MemoryError'):
             for _ in client.completions.create(model='m', prompt='a', max_tokens=9, stream=True): pass
+        assert ends(e)['error'] == 1
         assert client.completions.create(model='m', prompt='a', max_tokens=9).usage.completion_tokens == 9
 
 # --- the timeline of any server

@@ -129,16 +129,16 @@ def add(self:_Host, choice):
     choice.job, self.choices[job] = job, choice
 
 @patch
-def leave(self:_Host, choice): # nobody listens any more; it may have ended
+def leave(self:_Host, choice, why='abort'): # nobody listens any more; it may have ended
     if self.choices.pop(choice.job, None):
         self.engine.cancel(choice.job)
-        self.meters.ended(choice.job, 'stop' if choice.text.hit else 'abort')
+        self.meters.ended(choice.job, 'stop' if choice.text.hit else why)
 
 @patch
 def fail(self:_Host, e): # an error is better than an answer that never comes
     logging.getLogger(__name__).error('a step failed: %s', type(e).__name__)
     for choice in [*self.choices.values()]:
-        self.leave(choice)
+        self.leave(choice, 'error')
         choice.tell(f'error: {type(e).__name__}')
 
 @patch
