@@ -550,7 +550,6 @@ def _protocol(patience):
             with suppress(LocalProtocolError):                         # an answer is on its way
                 for event in Response(status_code=status, headers=head), Data(data=body), EndOfMessage():
                     self.transport.write(self.conn.send(event))
-            if self.cycle: self.cycle.disconnected = True; self.cycle.message_event.set()
             self.data_received = lambda data: None                     # what still comes is dropped
             if self.transport.can_write_eof(): self.transport.write_eof()
             self.loop.call_later(2, self.transport.close)
