@@ -7,7 +7,7 @@ here = Path(__file__).parent
 config = ConfigParser()
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-weights, native, serve = (cfg[f'{extra}_requirements'].split() for extra in ('weights', 'native', 'serve'))
+extras = {e: cfg[f'{e}_requirements'].split() for e in ('weights', 'native', 'serve')}
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
@@ -17,8 +17,7 @@ setup(
     packages=[cfg['lib_path']], package_data={cfg['lib_path']: cfg['package_data'].split()},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'weights': weights, 'native': native, 'serve': serve,
-                    'dev': cfg['dev_requirements'].split() + weights + native + serve},
+    extras_require=extras | {'dev': sum(extras.values(), cfg['dev_requirements'].split())},
     entry_points={'console_scripts': cfg['console_scripts'].split(), # and where nbdev finds documented names
                   'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
 )

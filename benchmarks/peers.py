@@ -12,8 +12,10 @@ spread, and ratios to transformers' `generate` with its dynamic cache. Greedy to
 of transformers. Quote the ratios. The time to the first token is prefill, that of each later one is decode.
 ctranslate2 and llama.cpp bring thread pools of their own, which slow everything else in the process: each
 runs in a process of its own, and before each turn there is a pause, in which idle threads stop spinning.
-tinylm has three rows: PyTorch alone, compiled loops (lesson 14), and those with int8 weights, whose text may
-differ. benchmarks/busy.py asks what is left beside a busy neighbour.
+tinylm has three rows: PyTorch alone, compiled loops (lesson 14), and those with int8 weights; llama.cpp has
+two. The text of eight bits may differ. llama.cpp does not repack its eight bits here: where this was written,
+in a virtual machine with AMX, it crashed when it did. benchmarks/busy.py asks what is left beside a busy
+neighbour.
 
 With --train, a training step (forward, backward, AdamW) is compared with that of transformers.
 """
@@ -67,9 +69,23 @@ def ctranslate2_engine(path, threads, block_size):
         return ids + out.sequences_ids[0]
     return generate
 
-def llama_engine(path, threads, block_size):
-    from llama_cpp import Llama
-    engine = Llama(str(path), n_ctx=block_size, n_threads=threads, n_threads_batch=threads, verbose=False)
+def to_q8(path):
+    "The same file with eight bits a weight, as llama.cpp makes it."
+    import llama_cpp
+    from llama_cpp._logger import set_verbose
+    set_verbose(False)
+    how, small = llama_cpp.llama_model_quantize_default_params(), path.with_suffix('.q8')
+    how.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+    if llama_cpp.llama_model_quantize(str(path).encode(), str(small).encode(), how): raise OSError(path)
+    return small
+
+def llama_engine(path, threads, block_size, plain=False):
+    import llama_cpp
+    defaults = llama_cpp.llama_model_default_params
+    def without_repacking(): p = defaults(); p.use_extra_bufts = False; return p
+    if plain: llama_cpp.llama_cpp.llama_model_default_params = without_repacking
+    engine = llama_cpp.Llama(str(path), n_ctx=block_size, n_threads=threads, n_threads_batch=threads,
+                             verbose=False)
     def generate(ids, n):
         engine.reset()
         stream, out = engine.generate(ids, temp=0.), []
@@ -126,6 +142,7 @@ def engines(model, args, folder):
     if find_spec('llama_cpp') and find_spec('gguf'):
         to_gguf(model, folder/'model.gguf')
         yield 'llama.cpp', InItsOwnProcess(llama_engine, folder/'model.gguf', *about)
+        yield 'llama.cpp q8_0', InItsOwnProcess(llama_engine, to_q8(folder/'model.gguf'), *about, True)
 
 def compare_decoding(model, args, folder):
     idx = torch.randint(model.config.vocab_size, (1, args.prompt))

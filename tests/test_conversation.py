@@ -1,6 +1,7 @@
 "A conversation over a kept cache is a fresh model that reads all again, whatever was stopped or dropped."
 import warnings
 from inspect import signature
+from time import perf_counter
 
 import pytest
 import torch
@@ -175,6 +176,15 @@ def test_the_dials_and_their_seed():
                          for c in [chat(talker(), sampling=Sampling(2., seed=seed), max_new_tokens=9)]
                          for q in ('what', 'is')]
     assert said(1) == said(1) != said(2)
+
+def test_the_line_of_a_conversation_and_the_clock_of_a_turn():
+    c = chat(talker(), max_new_tokens=6)
+    assert repr(c) == 'Conversation(0 messages, 0 tokens in the cache)'
+    start = perf_counter()
+    list(c.say('what is a token?'))
+    seconds = c.turns[0].timeline.seconds
+    assert min(seconds) > 0 and sum(seconds) <= perf_counter() - start
+    assert repr(c) == f'Conversation(2 messages, {c.cache.lengths[0]} tokens in the cache)'
 
 def test_the_account_of_a_turn_is_the_work_of_its_tokens():
     c = chat(talker(), max_new_tokens=5)

@@ -355,6 +355,14 @@ def test_a_folder_that_cannot_be_written_costs_a_line(folder):
     assert said.stdout.startswith("''") and len(lines) == 1 and 'cannot be kept' in lines[0], said.stderr
 
 @pytest.mark.slow
+def test_a_profiler_does_not_follow_the_compiler(tmp_path):
+    watch = 'import sys; seen = set(); sys.setprofile(lambda f, *_: seen.add(f.f_code.co_filename))\n'
+    show = 'print("llvm" in repr(seen), "native.py" in repr(seen), sys.getprofile() is not None)'
+    env = os.environ | dict(TINYLM_DATA=str(tmp_path), PYTHONPATH=paths())
+    said = run_python('-c', 'import numba; from llvmlite import ir\n' + watch + ONCE + show, env=env)
+    assert said.stdout.splitlines()[-1] == 'False True True', said.stdout + said.stderr
+
+@pytest.mark.slow
 def test_damaged_files_of_compiled_code_cost_a_line(tmp_path):
     env = os.environ | dict(TINYLM_DATA=str(tmp_path), PYTHONPATH=paths())
     first = run_python('-c', ONCE, env=env)

@@ -261,8 +261,8 @@ def test_the_constraints_hold_each_dependency_at_one_version(python):
     held = [r for r in (Requirement(l) for l in lines if l and l[0] != '#')
             if not r.marker or r.marker.evaluate(here)]
     pins = {r.name: r.specifier for r in held}
-    kinds = ('requirements', *(f'{extra}_requirements' for extra in ('weights', 'native', 'serve', 'dev')))
-    wanted = [Requirement(r) for kind in kinds
+    wanted = [Requirement(r) for kind in ('requirements', 'weights_requirements', 'native_requirements',
+                                                'serve_requirements', 'dev_requirements')
               for r in settings()[kind].split()]
     assert len(held) == len(pins) and {r.name for r in wanted} == pins.keys()
     for r in wanted:

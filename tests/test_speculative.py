@@ -311,6 +311,12 @@ def test_a_generator_makes_speculation_repeatable():
         one, two = (model.decode(idx, 20, drafter=make(), generator=seeded(3)) for _ in range(2))
         assert torch.equal(one, two)
 
+def test_where_p_and_q_differ_by_rounding_alone_p_is_drawn_from(monkeypatch):
+    p, q = torch.tensor([[.49999994, .5], [1., 0.]]), torch.full((1, 2), .5)
+    monkeypatch.setattr(torch, 'rand', lambda n, **_: torch.full((n,), .99999994))
+    new = [accept_guesses(p, [0], q, seeded(seed)) for seed in range(40)]
+    assert all(len(ids) == 1 for ids in new) and {ids[0] for ids in new} == {0, 1}
+
 @pytest.mark.parametrize('shape', [(2, 4), (4, 4), (4,)])
 def test_a_row_for_each_guess_and_one_more_is_needed(shape):
     with pytest.raises(ValueError, match=r'p has shape .*: expected \(3, V\)'):

@@ -44,8 +44,7 @@ __all__ = [*core.__all__, *data.__all__, *attention.__all__, *model.__all__, *tr
     *decoding.__all__, *cache.__all__, *cost.__all__, *tiled.__all__, *speculative.__all__, *paged.__all__,
     *serving.__all__, *modern.__all__, *subwords.__all__, *conversation.__all__, *pretrained.__all__,
     *quantize.__all__, *native.__all__, *distributed.__all__, *bench.__all__, *widgets.__all__,
-    *explorer.__all__, *play.__all__, *doctor.__all__,
-    *endpoint.__all__]
+    *explorer.__all__, *play.__all__, *doctor.__all__, *endpoint.__all__]
 
 # %% ../nbs/index.ipynb #da110001
 __getattr__ = old.old_name # names of version 0.1

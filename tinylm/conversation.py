@@ -165,7 +165,8 @@ def chat(
 @patch
 def phases(self:Turn)->dict: # a `Timeline` for 'prefill', and one for 'decode' where there is a second token
     "The account of an answer in two: the pass that read, and those that wrote."
-    part = lambda span: Timeline(*(each[span] for each in vars(self.timeline).values()))
+    line = self.timeline
+    part = lambda span: Timeline(line.seconds[span], line.costs[span], line.tokens[span])
     parts = {'prefill': part(slice(0, 1)), 'decode': part(slice(1, None))}
     return {name: line for name, line in parts.items() if line.seconds}
 

@@ -116,12 +116,12 @@ class _Host: # lets an engine make its steps, for clients that come and go
                     act, choice = await self.inbox.get()
                     if act is None: return
                     act(choice)
-                try: self.tell(await asyncio.get_running_loop().run_in_executor(thread, self.engine.step))
-                except Exception as e: self.fail(e)                    # all is as it was before the step
+                try: self._tell(await asyncio.get_running_loop().run_in_executor(thread, self.engine.step))
+                except Exception as e: self._fail(e)                    # all is as it was before the step
 
 # %% ../nbs/serve.ipynb #5e000023
 @patch
-def add(self:_Host, choice):
+def _add(self:_Host, choice):
     try: job = self.engine.scheduler.add(choice.request)       # `Engine.add` would look at all weights again
     except Exception as e: return choice.tell(f'error: {type(e).__name__}')
     if (seed := choice.request.seed) is not None:
@@ -129,20 +129,20 @@ def add(self:_Host, choice):
     choice.job, self.choices[job] = job, choice
 
 @patch
-def leave(self:_Host, choice, why='abort'): # nobody listens any more; it may have ended
+def _leave(self:_Host, choice, why='abort'): # nobody listens any more; it may have ended
     if self.choices.pop(choice.job, None):
         self.engine.cancel(choice.job)
         self.meters.ended(choice.job, 'stop' if choice.text.hit else why)
 
 @patch
-def fail(self:_Host, e): # an error is better than an answer that never comes
+def _fail(self:_Host, e): # an error is better than an answer that never comes
     logging.getLogger(__name__).error('a step failed: %s', type(e).__name__)
     for choice in [*self.choices.values()]:
-        self.leave(choice, 'error')
+        self._leave(choice, 'error')
         choice.tell(f'error: {type(e).__name__}')
 
 @patch
-def tell(self:_Host, written): # what a step wrote, and who is done
+def _tell(self:_Host, written): # what a step wrote, and who is done
     now = perf_counter()
     for job, token in written: self.choices[job].tell(token, now)
     for job in [job for job in self.choices if job.state not in ('waiting', 'running')]:
@@ -292,26 +292,26 @@ class _Answer: # what one request is told, at once or piece by piece
 @patch
 async def pieces(self:_Answer): # (choice, text, notes), for each token and for each end
     host, left = self.endpoint.host, len(self.choices)
-    for choice in self.choices: host.ask(host.add, choice)
+    for choice in self.choices: host.ask(host._add, choice)
     while left:
         choice, token, note, now = await self.news.get()
         if choice.ended: continue
         if now: self.endpoint.meters.wrote(choice, now)
         text = choice.hear(token)
         if choice.ended:
-            left -= 1; host.ask(host.leave, choice)                    # it knows nothing of stop strings
+            left -= 1; host.ask(host._leave, choice)                    # it knows nothing of stop strings
             if choice.ended.startswith('error'): raise _Refusal(500, choice.ended)
         yield choice, text, [(token, note)] if note else []
 
 @patch
-def usage(self:_Answer): # a prompt counts once, whatever `n` is
+def _usage(self:_Answer): # a prompt counts once, whatever `n` is
     read, wrote = sum(map(len, self.prompts)), sum(c.n for c in self.choices)
     return {'prompt_tokens': read, 'completion_tokens': wrote, 'total_tokens': read + wrote,
             'prompt_tokens_details': {'cached_tokens': sum(c.cached for c in self.choices[::self.ask['n']])}}
 
 # %% ../nbs/serve.ipynb #5e000057
 @patch
-def part(self:_Answer, choice, text, notes, stream, first=False):
+def _part(self:_Answer, choice, text, notes, stream, first=False):
     scores = None
     if choice.wanted is not None and (notes or not stream):
         words = [self.tokenizer.decode([token]) for token, _ in notes]
@@ -325,8 +325,8 @@ def part(self:_Answer, choice, text, notes, stream, first=False):
 async def whole(self:_Answer): # (status, bytes)
     texts, notes = [''] * len(self.choices), [[] for _ in self.choices]
     def body():
-        parts = [self.part(c, texts[c.index], notes[c.index], False) for c in self.choices]
-        return json.dumps({**self.about, 'object': self.names[0], 'choices': parts, 'usage': self.usage()})
+        parts = [self._part(c, texts[c.index], notes[c.index], False) for c in self.choices]
+        return json.dumps({**self.about, 'object': self.names[0], 'choices': parts, 'usage': self._usage()})
     try:
         async for choice, text, new in self.pieces(): texts[choice.index] += text; notes[choice.index] += new
     except _Refusal as e: return e.status, json.dumps(e.body).encode()
@@ -339,9 +339,9 @@ async def events(self:_Answer):
     more, begun = {'usage': None} if self.ask['stream_options'] else {}, set()
     try:
         async for choice, text, notes in self.pieces():
-            yield chunk([self.part(choice, text, notes, True, choice.index not in begun)], **more)
+            yield chunk([self._part(choice, text, notes, True, choice.index not in begun)], **more)
             begun.add(choice.index)
-        if more: yield chunk([], usage=self.usage())
+        if more: yield chunk([], usage=self._usage())
     except _Refusal as e: yield event(e.body)
     yield 'data: [DONE]\n\n'
 
@@ -482,7 +482,7 @@ async def _write(self:Endpoint, answer, scope, receive, send): # unless the clie
             group.cancel_scope.cancel()
     finally:
         self.writing -= answer.size
-        for choice in answer.choices: self.host.ask(self.host.leave, choice)
+        for choice in answer.choices: self.host.ask(self.host._leave, choice)
 
 # %% ../nbs/serve.ipynb #5e000065
 def _needs(name):
@@ -618,8 +618,7 @@ class HeardTimeline(Timeline):
         "Prefill and decode: tokens, FLOPs a byte, and the time beside what the machine allows."
         if not sum(self.costs, Ledger()).n_bytes:
             raise ValueError('the work is not known: expected config in from_endpoint')
-        alone = Timeline(self.seconds, self.costs, self.tokens)
-        return phases_of(Turn(self.read, self.saved, timeline=alone), machine)
+        return phases_of(Turn(self.read, self.saved, timeline=self), machine)
 
 # %% ../nbs/serve.ipynb #5e000082
 def _ask(url, body, key, seconds): # a server's answer, open

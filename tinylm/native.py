@@ -37,10 +37,17 @@ def _loop(f): _LOOPS.append(f); return f
 @_loop
 def _float_dots(W, x, R, y): # y[r, j] = W[j] · x[r]
     if R == 1:
-        for j in range(len(W)):
-            total = np.float32(0)
-            for k in range(W.shape[1]): total += W[j, k]*x[0, k]
-            y[0, j] = total
+        n = len(W)//4
+        for j in range(n):                             # four rows far apart: memory brings four streams
+            a = b = c = d = np.float32(0)
+            for k in range(W.shape[1]):
+                a += W[j, k]*x[0, k]; b += W[n+j, k]*x[0, k]
+                c += W[2*n+j, k]*x[0, k]; d += W[3*n+j, k]*x[0, k]
+            y[0, j], y[0, n+j], y[0, 2*n+j], y[0, 3*n+j] = a, b, c, d
+        for j in range(4*n, len(W)):
+            a = np.float32(0)
+            for k in range(W.shape[1]): a += W[j, k]*x[0, k]
+            y[0, j] = a
         return
     for r in range(0, R, 4):                           # each weight meets four rows
         for j in range(len(W)):
@@ -142,7 +149,9 @@ def _to_int8(x, q): # x = scale·q with q from -127 to 127
 # %% ../nbs/14_close_to_the_machine.ipynb #14000012
 @_loop
 def _int8_dots(W, x, R, y): # the same for whole numbers
-    for j in range(len(W)):
+    n = len(W)//4
+    for i in range(len(W)):
+        j = i%4*n + i//4 if i < 4*n else i             # four streams again, in turn
         for r in range(R):
             total = np.int32(0)
             for k in range(W.shape[1]): total = np.int32(total + np.int32(W[j, k])*np.int32(x[r, k]))
@@ -209,7 +218,7 @@ _ALL = WeakKeyDictionary() # a model -> its loops
 
 def _loops_of(model):
     loops = _ALL.get(model)
-    if loops is None or loops.stamp != _stamp([model, *loops.parts]): loops = _ALL[model] = _Loops(model)
+    if loops is None or not loops.stamp.holds(): loops = _ALL[model] = _Loops(model)
     return loops
 
 def native_reason(
@@ -234,7 +243,7 @@ ID, AT, ROW, NEW = range(4) # of each new token: id, position, row, where the ne
 KV, PAGE, PLACE, HEAD, SIZE, MEMORY = range(6) # of a cache: strides, positions in a page, addresses
 NUMBER, INSIDE, COUNTS = 0, 8, 16 # of a desk: which pass, how many threads, two counters for each stage
 ROWS, FEW, TILE = 32, 16, 64 # that a desk has room for; that are few; keys that are taken in at a time
-PIECE, PATIENCE = 2**15, 20_000 # bytes of a matrix in a piece; looks at a counter, before one helps out
+PIECES, PATIENCE = 16, 20_000 # of a matrix; looks at a counter, before one helps out
 _NONE = [np.zeros(shape, kind) for shape,
          kind in (((1, 1), 'i8'), ((1, 1), 'i8'), (1, 'i8'), ((2, 1, 1), 'f4'))]
 # what numba lacks, made on first use: numbers at an address, and counters that threads share
@@ -389,13 +398,21 @@ def _compile():
             _say(f'compiled loops cannot be kept in {folder}: {type(e).__name__}')
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000032
+@contextmanager
+def _unwatched(): # a profiler or debugger would follow the compiler for minutes
+    watching = sys.getprofile(), sys.gettrace()
+    sys.setprofile(None); sys.settrace(None)
+    try: yield
+    finally: sys.setprofile(watching[0]); sys.settrace(watching[1])
+
 def _ready():
     "Whether the loops are compiled; if not, `_state.why` says why not."
     with _state.lock:
         if not _state.tried:
             wait = threading.Timer(1.5, _say, ['compiling loops for this processor, once'])
             wait.daemon = True; wait.start()
-            try: _compile()
+            try:
+                with _unwatched(): _compile()
             except ImportError: _state.why = "numba is not installed: pip install numba"
             except Exception as e: _state.why = f'numba cannot compile the loops ({type(e).__name__})'
             finally: wait.cancel()
@@ -432,7 +449,8 @@ class _Plan:
     def linear(self, part, src, norm=None, bend=0, **more):
         m = self.matrix(part) | (self.norm(norm) if norm else {})
         wide = m['N']//2 if bend == SWIGLU else m['N']
-        step = max(4, min(256, PIECE//part.weight[0].nbytes//4*4))
+        piece = min(2**19, max(2**15, part.weight.nbytes//PIECES)) # bytes
+        step = max(4, min(256, piece//part.weight[0].nbytes//4*4))
         return self.stage(LINEAR, wide, -(-wide//step), **m, src=src, bend=bend, step=step, **more)
 
     def done(self, D):
@@ -494,9 +512,9 @@ class _Loops:
     def __init__(self, model):
         # not the model: it has to be free to go
         self.parts, c = [*model.modules()][1:], model.config
-        self.stamp, self.why = _stamp([model, *self.parts]), _unfit(model)
+        self.stamp, self.why = _Stamp([model, *self.parts]), _unfit(model)
         if self.why: return
-        self.top = _stamp([_head(model)])
+        self.top = _Stamp([_head(model)])
         self.hidden, self.logits = _hidden_plan(model), _logits_plan(model)
         self.config, self.shape, self.eps = c, (c.n_head, c.n_kv, c.head_size), float(model.norm.eps)
         self.big = sum(t.nbytes for t in model.parameters()) > 2**22
@@ -548,13 +566,22 @@ _KERNELS = dict(ATTENTION)
 
 def _tensors(m): return [t for t in chain(m._parameters.values(), m._buffers.values()) if t is not None]
 
-def _stamp(parts): # all by which it can be told that a plan still holds
-    stamp = []
-    for m in parts:
-        d = m.__dict__
-        stamp += len(d), d.get('drop'), d.get('eps'), *d['_modules'].values()
-        for t in _tensors(m): stamp += t.data_ptr(), t.numel(), t.is_contiguous()
-    return stamp
+class _Stamp:
+    "All by which it can be told, in a few microseconds, that a plan for some parts still holds."
+    def __init__(self, parts):
+        self.held = [d for m in parts for d in (m._modules, m._parameters, m._buffers)]
+        self.keys = [(d, key) for d in self.held for key in d]
+        self.keys += [(vars(m), key) for m in parts for key in ('drop', 'eps')]
+        self.held += map(vars, parts)
+        self.kept = [d.get(key) for d, key in self.keys]           # or another thing could get the same id
+        self.tensors = [t for m in parts for t in _tensors(m)]
+        self.now = self.look()
+
+    def look(self):
+        return ([len(d) for d in self.held], [id(d.get(key)) for d, key in self.keys],
+                [(t.data_ptr(), t.shape, t.stride()) for t in self.tensors])
+
+    def holds(self): return self.look() == self.now
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000051
 def _looks(part): # all of a part that the loops take for granted
@@ -617,6 +644,8 @@ def _places(c, cache, idx): # of tokens: ids, positions, rows; of the cache: tab
     return (ids, at, row, table, memory) if good else None
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000061
+def _joined(parts): return parts[0] if len(parts) == 1 else torch.cat(parts)
+
 class _Few(Pass):
     "Another pass, walked in compiled loops."
     def __init__(self, p, model, cache): self.p, self.model, self.cache = p, model, cache
@@ -633,7 +662,7 @@ class _Few(Pass):
             ids, at, row = (t[part] for t in tokens)
             rows = np.array([ids, at, row, [row.index(r) for r in row]], np.int64)
             parts.append(loops.run(loops.hidden, len(row), rows, table, memory, loops.turns(at), kept=cache))
-        return torch.cat(parts).view(*idx.shape, -1)
+        return _joined(parts).view(*idx.shape, -1)
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000062
 class _Native:
@@ -656,11 +685,11 @@ class _Native:
         n, grad = hidden[..., 0].numel(), hidden.requires_grad or model.config.weights == 'float'
         if not self.few(model, n, True, grad) or hidden.dtype != torch.float32: return None
         loops = _ALL.get(model)                        # a pass has looked at all; now the head is enough
-        if loops is None or loops.why or loops.top != _stamp([_head(model)]): loops = _loops_of(model)
+        if loops is None or loops.why or not loops.top.holds(): loops = _loops_of(model)
         if _reason(model, loops): return None
         x = hidden.reshape(n, -1).numpy()
-        parts = [loops.run(loops.logits, len(part), x=part) for part in np.split(x, range(ROWS, n, ROWS))]
-        return torch.cat(parts).view(*hidden.shape[:-1], -1)
+        parts = [loops.run(loops.logits, len(x[s:s + ROWS]), x=x[s:s + ROWS]) for s in range(0, n, ROWS)]
+        return _joined(parts).view(*hidden.shape[:-1], -1)
 
     reason = staticmethod(native_reason)
 

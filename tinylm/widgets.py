@@ -31,7 +31,7 @@ from .core import check_count, check_number, check_one_of, shown
 from .cost import Ledger, Machine, Timeline
 from .data import visible
 from .decoding import probabilities
-from .model import LanguageModel, Watched, check_ids
+from .model import NATIVE, LanguageModel, Watched, check_ids
 from .serving import Engine, Request
 from .speculative import NGramDrafter
 from .training import device_of, evaluating
@@ -566,7 +566,7 @@ def record(cls:PhaseRace,
     tokenizer=None, # has `encode` and `decode`; the model's own when not given
     n:int=40, # tokens to write
     *,
-    ways:dict|None=None, # what `stream` is told, by name; naive, cached and speculative when not given
+    ways:dict|None=None, # what `stream` is told, by name; naive, cached, speculative, compiled if not given
     rows:int=8, # requests that an engine writes at the same time, for a lane of its own; 0 for none
     **first, # what is shown first: time, speed
 )->PhaseRace:
@@ -574,8 +574,10 @@ def record(cls:PhaseRace,
     idx, _ = _read(model, prompt, tokenizer)
     check_count('n', n); check_count('rows', rows, 0)
     if ways is None:
-        ways = {'naive': dict(use_cache=False), 'cached': dict(use_cache=True),
-                'speculative': dict(drafter=NGramDrafter())}
+        plain = dict(compile=False)
+        ways = {'naive': dict(use_cache=False, **plain), 'cached': plain,
+                'speculative': dict(drafter=NGramDrafter(), **plain)}
+        if [native.reason(model) for native in NATIVE] == ['']: ways['compiled'] = dict(compile=True)
     alone = lambda n, how: _lane(model, lambda: model.stream(idx, n, temperature=0, **how))
     lanes = {name: [alone(k, how) for k in (min(n, 3), n)][-1] for name, how in ways.items()}
     if rows: lanes['batched'] = [_batched(model, idx, k, rows) for k in (min(n, 3), n)][-1]
