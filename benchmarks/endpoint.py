@@ -1,13 +1,14 @@
-"""Sixteen streams over HTTP beside the same requests given to the engine directly, in turns.
+"""Sixteen streams over HTTP beside the same work given to the engine directly, in turns.
 
     python benchmarks/endpoint.py
     python benchmarks/endpoint.py --size S --rounds 9
 
-Random weights. The client is a process of its own, which reads server-sent events from plain sockets; its
-share of the processor is printed, since it runs on the same machine. Prompts are new in each round, so that
-no page is found again. Printed: medians of tokens a second, their spread, and the paired ratio.
+Random weights. The client is a process of its own on the same machine, which reads server-sent events from
+plain sockets; its share of a core is printed. Prompts are new in each round, so that no page is found again.
+Printed: medians of tokens a second, from the least to the most, and the ratio within each round.
 """
-import argparse, asyncio, json, multiprocessing, time
+import argparse, asyncio, json, time
+from multiprocessing import get_context
 from statistics import median
 
 import torch
@@ -17,24 +18,30 @@ from tinylm.bench import SIZES
 from tinylm.endpoint import Endpoint
 from tinylm.serving import Engine, Request
 
-async def stream(host, port, prompt, n):
+HEAD = ('POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n'
+        'content-length: {}\r\n\r\n')
+
+async def stream(where, prompt, n):
     "How many events with a token came."
     body = json.dumps(dict(model='m', prompt=prompt, max_tokens=n, temperature=0, stream=True))
-    reader, writer = await asyncio.open_connection(host, port)
-    writer.write(f'POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: '
-                 f'application/json'
-                 f'\r\ncontent-length: {len(body)}\r\n\r\n{body}'.encode())
+    reader, writer = await asyncio.open_connection(*where)
+    writer.write((HEAD.format(len(body)) + body).encode())
     text = await reader.read()
     writer.close()
     return text.count(b'"finish_reason": null')
 
-def client(pipe, host, port):
+def client(pipe, where):
     "Ask for what comes through the pipe; answer with counts, seconds, and seconds of the processor."
-    async def crowd(prompts, n): return await asyncio.gather(*(stream(host, port, p, n) for p in prompts))
+    async def crowd(prompts, n): return await asyncio.gather(*(stream(where, p, n) for p in prompts))
     while work := pipe.recv():
         start, cpu = time.perf_counter(), time.process_time()
-        counts = asyncio.run(crowd(*work))
-        pipe.send((counts, time.perf_counter() - start, time.process_time() - cpu))
+        pipe.send((asyncio.run(crowd(*work)), time.perf_counter() - start, time.process_time() - cpu))
+
+def alone(model, prompts, n):
+    "Seconds of an engine that nobody listens to."
+    engine, start = Engine(model, slots=len(prompts)), time.perf_counter()
+    engine.generate([Request(ids, n, temperature=0) for ids in prompts])
+    return time.perf_counter() - start
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,34 +53,28 @@ def main():
     torch.manual_seed(0)
     V = SIZES[args.size].vocab_size
     model = LanguageModel(SIZES[args.size], CharTokenizer(''.join(chr(0x10000 + i) for i in range(V)))).eval()
-    shape, rates, share = dict(slots=args.streams), {'engine': [], 'endpoint': []}, []
     prompts = lambda: torch.randint(V, (args.streams, 16)).tolist()
-    with Endpoint(model, name='m', **shape).running() as url:
-        ours, theirs = multiprocessing.get_context('spawn').Pipe()
-        host, port = url.removeprefix('http://').split(':')
-        multiprocessing.get_context('spawn').Process(target=client, args=(theirs, host, port),
-                                                     daemon=True).start()
-        for i in range(args.rounds + 1):                                        # the first is the warm-up
-            engine, asked = Engine(model, **shape), [Request(ids, args.tokens, temperature=0)
-                                                     for ids in prompts()]
-            start = time.perf_counter()
-            engine.generate(asked)
-            alone = time.perf_counter() - start
+    ours, theirs = get_context('spawn').Pipe()
+    rows = []
+    with Endpoint(model, name='m', slots=args.streams).running() as url:
+        where = url.removeprefix('http://').split(':')
+        get_context('spawn').Process(target=client, args=(theirs, where), daemon=True).start()
+        for _ in range(args.rounds + 1):
+            seconds = alone(model, prompts(), args.tokens)
             ours.send((prompts(), args.tokens))
-            counts, seconds, cpu = ours.recv()
+            counts, heard, cpu = ours.recv()
             assert counts == [args.tokens]*args.streams, counts
-            if not i: continue
-            for name, s in (('engine', alone), ('endpoint', seconds)):
-                rates[name].append(args.streams*args.tokens/s)
-            share.append(cpu/seconds)
+            rows.append((seconds, heard, cpu))
         ours.send(None)
+    engine, endpoint, client_cpu = zip(*rows[1:])                      # the first was the warm-up
     print(f'size {args.size}: {args.streams} streams of {args.tokens} tokens, {torch.get_num_threads()} '
-          f'threads, torch '
-          f'{torch.__version__}')
-    for name, r in rates.items():
+          f'threads, torch {torch.__version__}')
+    for name, times in (('engine', engine), ('endpoint', endpoint)):
+        r = [args.streams*args.tokens/t for t in times]
         print(f'{name:9} {median(r):8,.0f} tokens/s  ({min(r):,.0f} to {max(r):,.0f})')
-    ratio = [b/a for a, b in zip(*rates.values())]
+    ratio = [a/b for a, b in zip(engine, endpoint)]
+    share = median(c/t for c, t in zip(client_cpu, endpoint))
     print(f'endpoint/engine {median(ratio):.3f} ({min(ratio):.3f} to {max(ratio):.3f}); the client used '
-          f'{100*median(share):.0f} % of one core')
+          f'{100*share:.0f} % of one core')
 
 if __name__ == '__main__': main()

@@ -330,7 +330,7 @@ def _serve(args):
     model = load_model(args.checkpoint).to(check_device(args.device))
     if model.tokenizer is None:
         raise ValueError('the checkpoint holds no vocabulary, so it cannot read a prompt')
-    shape = dict(slots=args.slots, budget=args.budget, n_pages=args.pages)
+    shape = dict(slots=args.slots, budget=args.budget, n_pages=args.pages, compile=args.compile)
     tell = _told(args, key)
     Endpoint(model, name=name, key=key, **shape).run(args.host, args.port, args.grace,
                                                      lambda url: tell(name, url))
@@ -345,16 +345,15 @@ def _add_serve(commands):
     s.add_argument('--port', type=int, default=8000, help='0 takes one that is free (%(default)s)')
     s.add_argument('--name', help='what clients call the model; the name of the file when not given')
     s.add_argument('--api-key', help='what clients must show; better given as TINYLM_API_KEY, which nobody '
-                                     'sees in '
-                                     'a list of processes')
+                                     'sees in a list of processes')
     s.add_argument('--slots', type=int, default=16, help='texts that are written at a time (%(default)s)')
     s.add_argument('--budget', type=int, default=128, help='tokens that a step may read, more than --slots '
                                                           '(%(default)s)')
-    s.add_argument('--pages', type=int, help='pages of 16 tokens in the pool; enough for all slots when not '
-                                             'given')
+    s.add_argument('--pages', type=int, help='pages of 16 tokens in the pool; enough for all slots when '
+                                             'not given')
     s.add_argument('--grace', type=int, default=10, help='seconds for running texts after Ctrl-C '
                                                          '(%(default)s)')
-    _add_device(s)
+    _add_device(s); _add_compile(s)
     s.set_defaults(run=_serve)
 
 # %% ../nbs/cli.ipynb #2f85299b
