@@ -832,7 +832,7 @@ def test_the_page_of_widgets_in_jupyterlab(open_notebook):
     assert facts(chunked) == work([24, 16, 10, 6], 2)
     check_timeline(clock, value(nb, 'DecodeTimeline(lines, model.tokenizer, prompt).data'))
     shown = value(nb, 'race.data')
-    lanes.locator('svg.plot').press('End'); assert written(lanes) == [46]*4
+    lanes.locator('svg.plot').press('End'); assert written(lanes) == [46]*len(shown['lanes'])
     assert [row[1] for row in race_table(lanes)] == [str(len(s['ms'])) for s in shown['lanes']]
     check_batches(batch, value(nb, 'records'), lambda t: _label(model.tokenizer.decode([t])))
     slide(dials, 'Temperature', 1.5); slide(dials, 'Top-k', 7); slide(dials, 'Top-p', .8)
