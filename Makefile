@@ -28,7 +28,7 @@ export: .venv/everything     # notebooks -> package and README; nbdev looks for 
 docs:                        # the site, into _docs/
 	@command -v quarto >/dev/null || { echo 'make docs needs Quarto, which is a program of its own: https://quarto.org/docs/get-started/'; exit 1; }
 	@$(MAKE) --no-print-directory .venv/everything
-	$(BIN)/nbdev_docs
+	PYTHONPATH=tools $(BIN)/nbdev_docs
 	$(BIN)/python -c "from tinylm.play import write_play; write_play('_docs/play')"
 	$(BIN)/python tools/finish_site.py
 

@@ -34,6 +34,11 @@ window.passes = async (about, chunks) => { await ask('start', about); const out 
   for (const ids of chunks) out.push(await ask('read', { ids })); return out; };
 """
 
+@pytest.fixture(autouse=True)
+def no_loops(monkeypatch):
+    "Lesson 14's loops round the activations of int8 models, too; the page does not."
+    monkeypatch.setattr('tinylm.model.NATIVE', [])
+
 @pytest.fixture
 def engine(show):
     "The engine in a worker of a page, as `ask(call, about)`."
@@ -82,6 +87,46 @@ def test_logits_are_those_of_pytorch(engine, tmp_path, model, data):
         _, got = read(engine, pieces, cache=cache)
         assert near(got, want)
         assert max(ask(engine, 'gap')) <= 1e-3
+
+def on_the_way(model, ids):
+    "What each part adds to the stream of the last token, the stream after the norm, and the logits."
+    parts, keep = [], lambda m, x, y: parts.append(y.detach().reshape(-1, y.shape[-1])[-1].double())
+    own = [model.tok_emb, *(p for b in model.blocks for p in (b.attention.proj, b.mlp.down)), model.norm]
+    hooks = [m.register_forward_hook(keep) for m in own]
+    with torch.no_grad(): logits = model.prefill(torch.tensor([ids]))[0][0, -1].double()
+    for hook in hooks: hook.remove()
+    *parts, normed = parts
+    if model.config.positions == 'learned':
+        parts.insert(1, model.pos_emb.weight[len(ids)-1].detach().double())
+    return parts, normed, logits
+
+@pytest.mark.browser
+@needs_browser
+@PLAY
+@given(models(attention=('fused',)), st.data())
+def test_the_way_of_a_token_is_that_of_pytorch(engine, tmp_path, model, data):
+    ids = data.draw(st.lists(st.integers(0, 10), min_size=1, max_size=model.config.block_size))
+    load(engine, saved(model, tmp_path)); read(engine, [ids])
+    at = data.draw(st.integers(0, len(ids)-1))
+    got = engine.evaluate("""async at => { const l = await ask('look', { at });
+        return [l.parts.map(p => [...p]), [...l.normed], [...l.logits]]; }""", at)
+    parts, normed, logits = on_the_way(model, ids[:at+1])
+    assert len(got[0]) == len(parts)
+    for a, b in zip([*got[0], *got[1:]], [*parts, normed, logits]): assert near(torch.tensor(a), b)
+
+@pytest.mark.browser
+@needs_browser
+@given(models(attention=('fused',)))
+@settings(PLAY, max_examples=10)
+def test_a_new_worker_goes_on_with_the_same_text(engine, tmp_path, model):
+    text = torch.randint(11, (model.config.block_size + 5,), generator=seeded()).tolist()
+    load(engine, saved(model, tmp_path))
+    for T in (1, model.config.block_size, len(text)):
+        read(engine, [text[:model.config.block_size][:T], *([i] for i in text[model.config.block_size:T])])
+        ask_ = lambda: (ask(engine, 'step', u=.4, temperature=.7)['token'], max(ask(engine, 'gap')))
+        want = ask_()
+        ask(engine, 'resume', ids=text[:T], cache=True)
+        assert ask_()[0] == want[0] and max(ask(engine, 'gap')) < 1e-3
 
 @pytest.mark.browser
 @needs_browser
@@ -350,17 +395,137 @@ def test_all_is_done_by_key(show):
     page.get_by_role('switch').press(' ')
     assert not page.get_by_role('switch').is_checked()
 
+# --- one token's journey
+
+def learned():
+    "A playground whose model has learned positions; `pages` has the modern one."
+    return playground(int8=False, temperature=.9, top_k=8)
+
+def modern():
+    model = LanguageModel(LMConfig(vocab_size=12, block_size=48, n_layer=2, n_head=2, n_embd=16, n_kv_head=1,
+                                   norm='rms', mlp='swiglu', positions='rotary', qk_norm=True, bias=False),
+                          CharTokenizer('abcdefgh \n<&'))
+    torch.manual_seed(1)
+    for p in model.parameters(): torch.nn.init.normal_(p, std=.3)
+    return Playground(model.eval(), prompt='a bad cafe', n=20, int8=False, temperature=.9, top_k=8)
+
+def heading(page): return page.locator('.journey h4').inner_text()
+
+def go_on(page, key='ArrowRight'):
+    before = heading(page); page.locator('.journey').press(key)
+    page.wait_for_function("t => document.querySelector('.tinylm-widget').shadowRoot"
+                           ".querySelector('.journey h4').textContent !== t", arg=before)
+
+def begin(page, at):
+    press(page, 'write'); done(page); page.locator('.t').nth(at).click()
+    page.locator('.journey h4:has-text("character")').wait_for()
+
+def numbers(titles): return torch.tensor([float(t.split(': ')[-1]) for t in titles], dtype=torch.float64)
+
+def vector(page, label):
+    row = page.locator('.vector').filter(has_text=label).locator('.squares i')
+    return numbers(row.evaluate_all('all => all.map(e => e.title)'))
+
+@pytest.mark.browser
+@needs_browser
+@pytest.mark.parametrize('make', (learned, modern))
+def test_each_step_shows_the_numbers_of_pytorch(show, make):
+    w, at = make(), 17
+    page = show(w.to_html(), reduced_motion='reduce'); begin(page, at)
+    text = ''.join(page.locator('.t').all_inner_texts()).replace('␣', ' ').replace('⏎', '\n')
+    ids = w.model.tokenizer.encode(text)
+    parts, normed, logits = on_the_way(w.model, ids[:at+1])
+    maps = AttentionMap(w.model, text[:at+1]).maps[0]
+    close = lambda a, b: len(a) == len(b) and (a - b).abs().max() <= 1e-3
+    assert page.locator('.letters .now').inner_text() == text[at].replace(' ', '␣').replace('\n', '⏎')
+    ways = page.locator('.t').evaluate_all('all => all.map(e => getComputedStyle(e).display)')
+    assert set(ways) == {'inline'}                                     # no step changes how the text runs
+    first = 2 if make is learned else 1
+    go_on(page)
+    assert close(vector(page, f'token {ids[at]}'), parts[0])
+    if first == 2: assert close(vector(page, f'place {at}'), parts[1])
+    assert close(vector(page, '= the stream'), sum(parts[:first]))
+    for layer in range(2):
+        go_on(page); assert heading(page).startswith(f'Layer {layer}: the heads')
+        for head in range(2):
+            bars = page.locator('.columns.high').nth(head).locator('i')
+            bars = bars.evaluate_all('all => all.map(e => e.title)')
+            assert close(numbers(bars), maps[layer, head, at].double())
+        k = first + 2*layer
+        assert close(vector(page, f'+ heads of layer {layer}'), parts[k])
+        assert close(vector(page, '= the stream'), sum(parts[:k+1]))
+        go_on(page); assert heading(page).startswith(f'Layer {layer}: the MLP')
+        assert close(vector(page, f'+ MLP of layer {layer}'), parts[k+1])
+        assert close(vector(page, '= the stream'), sum(parts[:k+2]))
+    page.get_by_role('slider', name='Channel').fill('5'); go_on(page)
+    page.wait_for_function("() => document.querySelector('.tinylm-widget').shadowRoot"
+                           ".querySelector('.journey p').textContent.includes('channel 5')")
+    shown = [float(t.replace('−', '-')) for t in page.locator('.brought .num').all_inner_texts()]
+    assert close(torch.tensor(shown), torch.stack(parts)[:, 5])
+    go_on(page)
+    assert close(vector(page, 'after the norm'), normed)
+    best = logits.sort(descending=True)
+    rows = page.locator('[aria-label="the highest scores"] li')
+    assert close(numbers(rows.locator('.num').all_inner_texts()), best.values[:8])
+    go_on(page)
+    p = Sampling(.9, 8).probabilities(logits)
+    shares = page.locator('.share b').evaluate_all('all => all.map(e => e.title)')
+    assert close(numbers(shares), p[p > 0])
+    hit = page.locator('.share .hit').get_attribute('title')
+    follows = text[at+1].replace(' ', '␣').replace('\n', '⏎')
+    assert hit.startswith(f'{follows}: ') and 'So the text goes on' in page.locator('.landed').inner_text()
+    page.get_by_role('slider', name='Number').fill('0')
+    page.wait_for_function("() => document.querySelector('.tinylm-widget').shadowRoot"
+                           ".querySelector('.share b').className === 'hit'")
+    assert 'the number was' in page.locator('.landed').inner_text()
+
+@pytest.mark.browser
+@needs_browser
+def test_the_journey_goes_back_and_on_to_the_next_token(show):
+    page = show(learned().to_html()); begin(page, 3); names = [heading(page)]
+    for _ in range(8): go_on(page); names.append(heading(page))
+    assert len(set(names)) == 9 and names[-1] == 'A number is drawn'
+    assert 'nobody draws' in page.locator('.landed').inner_text()                    # in the prompt
+    for name in names[-2::-1]: go_on(page, 'ArrowLeft'); assert heading(page) == name
+    page.locator('.journey').press('ArrowLeft')
+    page.get_by_role('slider', name='Step').press('End')
+    page.locator('.journey h4:has-text("drawn")').wait_for()
+    press(page, f'follow {page.locator(".t").nth(4).inner_text()} ›')
+    page.locator('.journey h4:has-text("character")').wait_for()
+    assert page.locator('.letters .now').inner_text() == page.locator('.t').nth(4).inner_text()
+    page.locator('.t').last.click(); page.get_by_role('slider', name='Step').press('End')
+    page.locator('.landed:has-text("Nothing is drawn here yet")').wait_for()
+    assert page.get_by_role('button', name='next ›').get_attribute('aria-disabled') == 'true'
+
+@pytest.mark.browser
+@needs_browser
+def test_a_worker_ends_with_its_element(show):
+    count = ("<script>window.live = 0; const W = Worker; window.Worker = class extends W {"
+             "constructor(u) { super(u); live++; } terminate() { super.terminate(); live--; } };</script>")
+    page = show(count + playground(temperature=0).to_html()); begin(page, 12)
+    written = page.locator('.text').inner_text()
+    live = lambda n: page.wait_for_function('n => window.live === n', arg=n)
+    live(1)
+    page.evaluate("() => { window.el = document.querySelector('.tinylm-widget'); window.at = el.parentNode; "
+                  "el.remove(); }"); live(0)
+    page.evaluate('() => at.append(el)')                                  # as where cells come and go
+    press(page, 'one token more'); done(page); live(1)
+    assert page.locator('.text').inner_text().startswith(written)
+    assert page.locator('.t').count() == 31
+    page.evaluate('() => el.ended()'); live(0)                            # as where it is drawn anew
+
 # --- the site
 
 @pytest.mark.browser
 @needs_browser
+@pytest.mark.parametrize('form', ('', 'data-form="short"'), ids=('page', 'home'))
 @pytest.mark.parametrize('file', ('whole', 'missing', 'cut'))
-def test_the_site_asks_for_the_weights_at_the_first_touch(browser, tmp_path, file):
+def test_the_site_asks_for_the_weights_at_the_first_touch(browser, tmp_path, file, form):
     write_play(tmp_path, playground().model)
     page = browser.new_context().new_page(); asked, bad = [], []
     page.on('pageerror', lambda e: bad.append(str(e)))
-    html = PAGE.format('', '<div class="tinylm-play"><p>words</p></div><script src="play/play.js" '
-                           'defer></script>')
+    html = PAGE.format('', f'<div class="tinylm-play" {form}><p>words</p></div>'
+                           '<script src="play/play.js" defer></script>')
     def answer(route):
         asked.append(name := route.request.url.removeprefix('http://page.test/'))
         if not name: return route.fulfill(content_type='text/html', body=html)
@@ -374,7 +539,11 @@ def test_the_site_asks_for_the_weights_at_the_first_touch(browser, tmp_path, fil
     page.goto('http://page.test/')
     assert asked == ['', 'play/play.js']
     press(page, 'write')
-    if file == 'whole': done(page); assert facts(page, 'decode')[1] == '60'
+    if file == 'whole':
+        done(page); table = page.locator('tr[data-phase=decode]')
+        assert table.is_visible() != bool(form)                # the home page shows the rest when it is asked
+        if form: page.locator('summary').press('Enter'); table.wait_for()
+        assert facts(page, 'decode')[1] == '60'
     else:
         words = 'cut short' if file == 'cut' else 'could not be loaded'
         page.wait_for_function("w => document.querySelector('.tinylm-play').shadowRoot"
@@ -434,6 +603,8 @@ def test_the_rooms_of_the_page_ask_nobody_and_write_no_markup():
                  'localStorage'):
         assert word not in source, word
     assert ENGINE.isascii()
+    rooms = '\n'.join(f.read_text() for f in (ROOT/'tinylm'/'static').rglob('*.js'))
+    assert [line for line in rooms.splitlines() if len(line) > 110] == []
 
 # --- for everyone
 
@@ -455,9 +626,17 @@ def test_axe_finds_no_fault(browser, scheme, width):
     press(page, 'write'); done(page); page.locator('.t').nth(12).click()
     page.get_by_label('Break the cache').select_option('wrong position'); press(page, 'write'); done(page)
     page.evaluate(AXE.read_text())
-    found = page.evaluate("async () => (await axe.run()).violations.map(v => [v.id, v.impact, v.nodes.map(n "
-                          "=> n.html)])")
-    assert [v for v in found if v[1] in ('serious', 'critical', 'moderate')] == []
+    press(page, 'begin ›'); names = set()
+    while True:                                                # the page, at every step of a journey
+        page.locator('.journey h4:not(:empty)').wait_for(); page.wait_for_timeout(50)
+        names.add(heading(page))
+        found = page.evaluate("async () => (await axe.run()).violations.map(v => [v.id, v.impact, "
+                              "v.nodes.map(n => n.html)])")
+        assert [v for v in found if v[1] in ('serious', 'critical', 'moderate')] == []
+        assert page.evaluate('document.documentElement.scrollWidth') <= width
+        if heading(page) == 'A number is drawn': break
+        go_on(page)
+    assert len(names) == 9
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     page.context.close()
 

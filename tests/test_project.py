@@ -15,7 +15,9 @@ import tinylm
 from tinylm import cli
 
 sys.path.insert(0, str(ROOT/'tools'))
+from arguments import table
 from finish_site import finish, ways
+from pages import argument_tables, fold_source
 from readme import readme
 
 MODULES = sorted(p.stem for p in (ROOT/'tinylm').glob('*.py')
@@ -68,6 +70,54 @@ def test_every_public_name_is_on_the_page_of_names():
     cells = nbformat.read(ROOT/'nbs'/'api.ipynb', 4).cells
     shown = ''.join(o.data['text/markdown'] for c in cells if c.cell_type == 'code' for o in c.outputs)
     assert [n for n in tinylm.__all__ if f'[`{n}`]' not in shown] == []
+
+def made(name): return inspect.isclass(thing := getattr(tinylm, name)) or inspect.isroutine(thing)
+
+def test_the_page_of_names_says_how_each_is_called_and_what_its_arguments_mean():
+    cells = nbformat.read(ROOT/'nbs'/'api.ipynb', 4).cells
+    shown = ''.join(o.data['text/markdown'] for c in cells if c.cell_type == 'code' for o in c.outputs)
+    calls = re.findall(r'^\*\*\[`(\w+)(?:\(.*\))?`\]\(\w+\.ipynb#(\w+)\)\*\*$', shown, re.M)
+    assert [name for name, _ in calls] == [n for n in tinylm.__all__ if made(n)]        # each of them once
+    assert all(anchor == name.lower() for name, anchor in calls)
+    assert [n for n in tinylm.__all__ if made(n) and table(getattr(tinylm, n)) not in shown] == []
+
+def documented(name, module='model', text='*What it does.*'):
+    source = f'[source](https://github.com/a/b/blob/main/tinylm/{module}.py#L3){{target="_blank"}}'
+    shown = f'---\n\n{source}\n\n### {name}\n\n```python\ndef {name}(\n    x, # a number\n):\n```\n\n{text}'
+    data = {'text/markdown': shown}
+    return nbformat.v4.new_code_cell(f'#| echo: false\nshow_doc({name})', outputs=[
+        nbformat.v4.new_output('execute_result', data)])
+
+def test_a_signature_stands_once_and_its_arguments_in_a_table():
+    "On the page of a lesson, where the code stands below."
+    for name, row in (('LanguageModel.prefill', '| `idx` | `Tensor` |  | (B, T) token ids, T at most'),
+                      ('LMConfig', '| `n_kv_head` | `int` or `None` | `None` |')):
+        argument_tables(cell := documented(name))
+        text = cell.outputs[0].data['text/markdown']
+        assert '```' not in text and '[source](' in text and f'### {name}' in text
+        assert text.index('*What it does.*') < text.index('| argument | type |') < text.index(row)
+    argument_tables(cell := documented('phase_invariant', 'decoding'))
+    assert '| `k` | `int` |  | the cut, from 1 to T |' in cell.outputs[0].data['text/markdown']
+    for cell in (nbformat.v4.new_markdown_cell('show_doc(x)'), nbformat.v4.new_code_cell('1 + 1')):
+        before = dict(cell); argument_tables(cell); assert cell == before
+
+def test_the_page_of_the_command_line_shows_the_help_of_each_command_and_folds_its_source(tmp_path):
+    path = ROOT/'nbs'/'cli.ipynb'
+    cells = nbformat.read(path, 4).cells
+    shown = '\n'.join(o.data['text/markdown'] for c in cells if c.cell_type == 'code' for o in c.outputs
+                      if 'text/markdown' in o.get('data', {}))
+    commands, = [a.choices for a in cli._parser()._actions if a.dest == 'command']
+    for name, parser in commands.items():
+        begin = shown.index(f'| `tinylm {name}` |')
+        rows = shown[begin:].split('\n| `tinylm ')[0].split('\n')[2:]
+        actions = [a for a in parser._actions if a.dest != 'help']
+        assert [re.match(r'\| `(-[\w-]+)', r)[1] for r in rows] == [a.option_strings[0] for a in actions]
+        for row, a in zip(rows, actions): assert row.endswith(f'{parser._get_formatter()._expand_help(a)} |')
+    for name, kind in (('cli', 'true'), ('04_decode', 'show')):
+        nb = type('Notebook', (dict,), {'path_': f'nbs/{name}.ipynb'})(cells=[])
+        cell = nbformat.v4.new_code_cell('#| code-fold: show\n#| code-summary: "Exported source"\nx = 1')
+        fold_source(nb).cell(cell)
+        assert cell.source.startswith(f'#| code-fold: {kind}\n')
 
 def test_every_public_function_has_a_docstring_and_a_comment_for_each_argument():
     for module in MODULES:
@@ -421,6 +471,17 @@ def test_every_page_begins_with_a_title_and_a_promise(path):
     assert re.fullmatch(r'# .+\n\n> .+', first.source)
     assert second.cell_type == 'markdown' and len(second.source) > 60
 
+def test_the_home_page_begins_with_the_live_model_and_the_readme_with_its_picture():
+    "Where no script runs, and in JupyterLab, the picture stands there, too."
+    cell = nbformat.read(ROOT/'nbs'/'index.ipynb', 4).cells[1].source
+    element, rest = cell.split('<script src="play/play.js" defer></script>\n')
+    assert element.startswith('<div class="tinylm-play" data-form="short">\n<picture>')
+    assert re.sub('<[^>]*>', '', element).strip() == '' and 'make demo' in rest
+    text = (ROOT/'README.md').read_text()
+    assert text == readme() and 'tinylm-play' not in text and '<script' not in text and '<div' not in text
+    assert text.split('\n\n')[2].startswith('<picture>')
+    assert re.findall(r'```sh\n(.*?)```', text, re.S)[0].count('\nmake') == 1      # two commands
+
 @pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 def test_every_figure_has_an_alt_text(path):
     "A picture that stands alone; a widget brings its own page."
@@ -435,9 +496,12 @@ def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
         (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, tmp_path/name)
     shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True)
     code = 'from nbdev.serve import proc_nbs\nif __name__ == "__main__": proc_nbs(n_workers=0)'
-    run_python('-c', code, cwd=tmp_path, check=True)
+    paths = os.pathsep.join([str(ROOT), str(ROOT/'tools')])                # as `make docs` has them
+    assert 'PYTHONPATH=tools $(BIN)/nbdev_docs' in (ROOT/'Makefile').read_text()
+    run_python('-c', code, cwd=tmp_path, check=True, env=dict(os.environ, PYTHONPATH=paths))
     pages = {p.name: nbformat.read(p, 4) for p in (tmp_path/'_proc').glob('*.ipynb')}
     assert sorted(pages) == [p.name for p in PAGES] and (tmp_path/'_proc'/'images'/'phases.svg').exists()
+    assert (tmp_path/'_proc'/'404.qmd').exists()
     page = pages['02_model.ipynb'].cells
     assert any('def prefill(' in c.source for c in page if c.cell_type == 'code')
     shown = ''.join(str(o.get('data', {}).get('text/markdown', ''))
@@ -445,7 +509,10 @@ def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
         for o in c.outputs)
     assert 'LanguageModel.prefill' in shown and 'token ids, T at most block_size' in shown
     assert re.search(r'\[source\]\(\S+/tinylm/model\.py#L\d+\)', shown)
+    assert '| `idx` | `Tensor` |' in shown and 'def LanguageModel.prefill' not in shown
     assert all('#| echo: false' in c.source for c in pages['api.ipynb'].cells if c.cell_type == 'code')
+    folds = [c.source for c in pages['cli.ipynb'].cells if 'Exported source' in c.source]
+    assert len(folds) > 10 and all(s.startswith('#| code-fold: true\n') for s in folds)
     for name, nb in pages.items():
         about = yaml.safe_load(re.match(r'---\n(.*?)\n---', nb.cells[0].source, re.S)[1])
         assert about['title'] and about['description'], name

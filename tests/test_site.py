@@ -1,12 +1,14 @@
 "The checker of the rendered site, on small sites that have one fault each."
-import random, sys
+import random, re, sys
 
 import pytest
+import yaml
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/'tools'))
 from browser import CHROME, HOW
 from check_site import Look, file_faults, serve
+from finish_site import absolute
 
 GOOD = """<!doctype html><html lang="en"><head><title>Home</title><link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">{head}</head>
@@ -48,6 +50,56 @@ def test_a_site_without_faults(tmp_path):
 def test_faults_of_files_are_found(tmp_path, body):
     _, faults = file_faults(site(tmp_path, body))
     assert len(faults) == 1 and FILES[body] in faults[0]
+
+LOST = """<!doctype html><html lang="en"><head><title>None</title><link rel="icon" href="data:,">
+<link rel="stylesheet" href="./site.css"><script src="site_libs/a.js"></script>
+<meta name="quarto:offset" content="./"></head><body><main><h1>None</h1><a href="./index.html">start</a>
+<a href="#here">here</a><a href="https://quarto.org/">Quarto</a><b id="here"></b></main></body></html>"""
+
+def lost(folder, page):
+    site(folder)
+    (folder/'404.html').write_text(page)
+    (folder/'site.css').write_text('h1 { color: rgb(1, 2, 3) }')
+    (folder/'site_libs').mkdir(); (folder/'site_libs'/'a.js').write_text('window.ran = true')
+    return folder
+
+def test_links_of_the_page_for_what_is_not_there_begin_at_the_root(tmp_path):
+    page = absolute(LOST, 'https://tiny.example/lm/')
+    assert 'href="/lm/site.css"' in page and 'src="/lm/site_libs/a.js"' in page and 'content="/lm/"' in page
+    assert 'href="/lm/index.html"' in page
+    assert 'href="data:,"' in page and 'href="#here"' in page and 'href="https://quarto.org/"' in page
+    assert absolute(page, 'https://tiny.example/lm/') == page
+    assert 'href="/index.html"' in absolute(LOST, 'https://tiny.example/')
+    assert file_faults(lost(tmp_path, page))[1] == []
+    (tmp_path/'404.html').write_text(LOST)
+    assert all('shown at any address' in f for f in file_faults(tmp_path)[1])
+    assert len(file_faults(tmp_path)[1]) == 3
+    (tmp_path/'404.html').write_text(absolute(LOST, 'https://tiny.example/'))
+    assert all('broken: /' in f for f in file_faults(tmp_path)[1])
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROME, reason=HOW)
+def test_the_page_for_what_is_not_there_works_at_any_depth(tmp_path, browser):
+    def found(page):
+        (tmp_path/'404.html').write_text(page)
+        look.faults.clear(); look.lost()
+        return list(look.faults)
+    look = Look(browser, serve(lost(tmp_path, LOST)))
+    assert found(absolute(LOST, 'https://tiny.example/lm/')) == []
+    assert sum('not found' in f for f in found(LOST)) == 2 and 'no way to the first page' in found(LOST)[-1]
+    with browser.new_context() as context:
+        (tmp_path/'404.html').write_text(absolute(LOST, 'https://tiny.example/lm/'))
+        page = context.new_page(); page.goto(look.base + 'a/b/c/d.html')
+        assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") == 'rgb(1, 2, 3)'
+        assert page.evaluate('window.ran'); page.click('text=start'); assert page.title() == 'Home'
+
+def test_the_site_has_a_page_for_what_is_not_there():
+    text = (ROOT/'nbs'/'404.qmd').read_text(encoding='utf-8')
+    _, about, body = text.split('---\n', 2)
+    about = yaml.safe_load(about)
+    assert about['title'] and about['description']
+    links = re.findall(r'\]\((\S+)\)', body)
+    assert 'index.ipynb' in links and all((ROOT/'nbs'/link).is_file() for link in links)
 
 def looked_at(browser, folder):
     look = Look(browser, serve(folder))

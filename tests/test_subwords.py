@@ -186,6 +186,26 @@ def test_a_model_that_wants_a_first_token(tmp_path):
     assert tokenizer_from_hf(tmp_path).bos == 1
     assert tokenizer_to_gguf(ours)['tokenizer.ggml.add_bos_token'] is True
 
+def test_the_roles_of_a_file_for_other_programs():
+    "A first token may be id 0; ends are two; who has none of them gets an id that there is."
+    zero = tokenizer_from_gguf(FIELDS | {'tokenizer.ggml.add_bos_token': True,
+                                         'tokenizer.ggml.bos_token_id': 0})
+    assert zero.bos == 0 and tokenizer_to_gguf(zero)['tokenizer.ggml.bos_token_id'] == 0
+    two = SubwordTokenizer(SMALL.definition, end=[2, 1])
+    fields = tokenizer_to_gguf(two)
+    assert (fields['tokenizer.ggml.eos_token_id'], fields['tokenizer.ggml.eot_token_id']) == two.end[:2]
+    for none in (SubwordTokenizer(SMALL.definition, end=[]), CharTokenizer('abc')):
+        fields = tokenizer_to_gguf(none)
+        last = len(fields['tokenizer.ggml.tokens']) - 1
+        assert fields['tokenizer.ggml.eos_token_id'] == fields['tokenizer.ggml.bos_token_id'] == last
+        assert 'tokenizer.ggml.eot_token_id' not in fields
+        assert fields['tokenizer.ggml.add_bos_token'] is False
+
+def test_a_number_of_a_template_stays_small():
+    for text in ('{{ (2**20000) > 1 }}', '{{ (7**3000 * 7**3000) > 1 }}'):
+        with pytest.raises(ValueError, match='too large'): render(with_template(text), TALK)
+    assert render(with_template('{{ 2**99 > 1 }} {{ 10**999 > 1 }}'), TALK) == 'True True'
+
 @pytest.mark.parametrize('asked', [None, True, False])
 @pytest.mark.parametrize('begins', [False, True])
 @pytest.mark.parametrize('ends', [False, True])

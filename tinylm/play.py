@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from .core import check_count, check_number, check_one_of, shown, write_atomic
 from .data import check_tokenizer
-from .decoding import Sampling
+from .decoding import Sampling, compiling
 from .model import LanguageModel, check_ids
 from .modern import demo_model
 from .quantize import quantize_
@@ -56,7 +56,7 @@ def play_file(
 # %% ../nbs/play.ipynb #play0008
 class Playground(Widget):
     "A small model that runs in the page: its two phases, its law, its heads and its next token."
-    rooms = 'base', 'probabilities', 'play/engine', 'play/play'
+    rooms = 'base', 'probabilities', 'play/engine', 'play/journey', 'play/play'
     size = (7.5, 2.6)
 
     def __init__(self,
@@ -122,9 +122,11 @@ def write_with(
     text, sampling = torch.tensor([ids], device=device_of(model)), Sampling(temperature, top_k)
     check_ids(text, model.config.vocab_size, 'ids')
     for u in numbers: check_number('a number', u, 0, 1, below=True)
+    scores = lambda text: model.prefill(model.window(text))[0][0, -1]
+    scores = compiling(model, scores, False)           # in floats, as the page
     with torch.no_grad(), evaluating(model.modules()):
         for u in numbers:
-            p = sampling.probabilities(model.prefill(model.window(text))[0][0, -1]).double()
+            p = sampling.probabilities(scores(text)).double()
             past = p.cumsum(-1) > u
             # rounding may leave a gap at the end
             token = past.int().argmax() if past.any() else p.nonzero()[-1, 0]
@@ -142,7 +144,7 @@ def write_play(
     content = play_file(model or demo_model())
     site = (files('tinylm')/'static'/'play'/'site.js').read_text(encoding='utf-8')
     about = {'notice': DOCS_NOTICE, 'about': f'{len(content)/1e6:.1f} MB, loaded when you write'}
-    chosen = _chosen('until one is found', 60, .8, None, 0)
+    chosen = _chosen('until one is found', 60, .8, None, 1)
     script = _SITE.format(about=json.dumps(about), chosen=json.dumps(chosen), site=site,
                           drawing=Playground.script().rpartition('export default')[0])
     write_atomic(Path(folder)/'demo.safetensors', [content])

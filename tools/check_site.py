@@ -48,14 +48,18 @@ def address(site):
 
 def link_faults(site, pages, name, home):
     "What is wrong with the links of one page."
+    root = urlsplit(home).path or '/'
     for tag, link in pages[name].links:
         if home and link.startswith(home) and tag == 'a':
             yield f'names its own site in full: {link}'
-            link = '/' + link.removeprefix(home)
+            link = root + link.removeprefix(home)
         parts = urlsplit(link)
         if parts.scheme or parts.netloc: continue
-        target = unquote(urlsplit(urljoin(f'/{name}', link)).path).lstrip('/') or 'index.html'
-        if not (site/target).is_file(): yield f'broken: {link}'
+        if name == '404.html' and link[0] not in '/#':
+            yield f'relative, on a page that is shown at any address: {link}'
+        place = unquote(urlsplit(urljoin(root + name, link)).path)
+        target = place.removeprefix(root) or 'index.html'
+        if not (place.startswith(root) and (site/target).is_file()): yield f'broken: {link}'
         elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].ids:
             yield f'no such place on the page: {link}'
 
@@ -147,13 +151,31 @@ AXE = """async () => (await axe.run(document, { resultTypes: ['violations'] })).
   .filter(v => ['serious', 'critical'].includes(v.impact))
   .map(v => `${v.id}: ${v.nodes.length} times, as ${v.nodes[0].html.slice(0, 80)}`)"""
 
+class Handler(http.server.SimpleHTTPRequestHandler):
+    "The files of a site where it will stand; what is not there shows the page for that, at any address."
+    root, log_message = '/', lambda *args: None
+
+    def translate_path(self, path):
+        return super().translate_path(path.removeprefix(self.root.rstrip('/')) if path.startswith(self.root)
+                                      else '/not/here')
+
+    def send_error(self, code, *about):
+        page = Path(self.directory)/'404.html'
+        if code != 404 or not page.exists(): return super().send_error(code, *about)
+        content = page.read_bytes()
+        self.send_response(404)
+        self.send_header('Content-Type', 'text/html; charset=utf-8')
+        self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
 def serve(site):
     "The address of a server for these files, on this machine only."
-    quiet = type('Quiet', (http.server.SimpleHTTPRequestHandler,), {'log_message': lambda *a: None})
-    handler = functools.partial(quiet, directory=str(site))
+    kind = type('Here', (Handler,), {'root': urlsplit(address(site)).path or '/'})
+    handler = functools.partial(kind, directory=str(site))
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f'http://127.0.0.1:{server.server_port}/'
+    return f'http://127.0.0.1:{server.server_port}{kind.root}'
 
 class Look:
     "One browser, all pages, what is wrong with them."
@@ -166,11 +188,13 @@ class Look:
     def visit(self, context, name):
         "Open a page; note what it loads, what it asks of others, and what it complains about."
         page = context.new_page()
-        page.asked, page.said, page.loaded = set(), set(), 0
+        page.asked, page.said, page.missed, page.loaded = set(), set(), set(), 0
         def route(r):
             if r.request.url.startswith((self.base, 'data:', 'blob:')): return r.continue_()
             page.asked.add(r.request.url.split('?')[0]); r.abort()
         def weigh(response):
+            if response.status == 404 and not response.request.is_navigation_request():
+                page.missed.add(response.url)
             if response.url.startswith(self.base) and response.ok:
                 page.loaded += len(gzip.compress(response.body()))
         ours = lambda m: (m.location or {}).get('url', self.base).startswith(self.base)
@@ -228,6 +252,17 @@ class Look:
             for text in w['cut'][:3]: self.fail(name, f'code is cut on a phone: {text}')
             if self.shots: page.screenshot(path=self.shots/f'{Path(name).stem}-phone.png')
 
+    def lost(self):
+        "At an address deep in the site where nothing is: the page that says so, and its way home."
+        with self.browser.new_context(viewport=DESKTOP) as context:
+            page = self.visit(context, 'old/lesson/there-is-none.html')
+            own = lambda text: 'status of 404' not in text             # of the page itself
+            for text in sorted(filter(own, page.said)): self.fail('404.html', f'the console says: {text}')
+            for url in sorted(page.asked): self.fail('404.html', f'asks another host: {url}')
+            for url in sorted(page.missed): self.fail('404.html', f'deep in the site, not found: {url}')
+            home = page.evaluate("[...document.querySelectorAll('main a')].map(a => a.href)")
+            if self.base + 'index.html' not in home: self.fail('404.html', 'no way to the first page')
+
     def contrast(self):
         "What was hard to read, once for each kind of text."
         for (scheme, kind, color, on), seen in sorted(self.faint.items()):
@@ -273,7 +308,7 @@ def main():
         for name in pages:
             for scheme in ('light', 'dark'): look.desk(name, scheme)
             look.phone(name)
-        look.contrast(); look.search()
+        look.lost(); look.contrast(); look.search()
         browser.close()
     faults += look.faults
     print(f'{len(pages)} pages, {sum(len(p.links) for p in pages.values())} links: {len(faults)} failures')

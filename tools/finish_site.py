@@ -2,6 +2,7 @@
 import re, sys
 from configparser import ConfigParser
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[1]
 # on every page with an HTML output; ours need neither
@@ -46,6 +47,16 @@ def ways(
     header = re.compile(r'(<header id="title-block-header".*?</header>)', re.S)
     return header.sub(lambda m: f'{m[0]}\n<p class="ways">{links}</p>', html, count=1)
 
+RELATIVE = re.compile(r'(\b(?:href|src)="|<meta name="quarto:offset" content=")'
+                      r'(?![a-z][a-z0-9+.-]*:|[/#"])(?:\./)?', re.I)
+
+def absolute(
+    html:str, # a page that is shown at any address of the site
+    home:str, # the address of the site, with a slash at its end
+)->str: # the page, with links that begin at the root of the host
+    "What a host shows for a page that is not there may stand at any depth."
+    return RELATIVE.sub(rf'\g<1>{urlsplit(home).path or "/"}', html)
+
 def main():
     config = ConfigParser(); config.read(ROOT/'settings.ini', encoding='utf-8')
     cfg = config['DEFAULT']
@@ -53,6 +64,7 @@ def main():
     for path in sorted([*site.glob('*.html'), *site.glob('search.json'), *site.rglob('*.css')]):
         text = path.read_text(encoding='utf-8')
         if path.suffix == '.html': text = finish(text, home)
+        if path.name == '404.html': text = absolute(text, home)
         lessons = list((ROOT/cfg['nbs_path']).glob(f'[0-9][0-9]_{path.stem}.ipynb'))
         for notebook in lessons if path.suffix == '.html' else []:
             text = ways(text, notebook.relative_to(ROOT).as_posix(), cfg['git_url'], cfg['branch'])

@@ -303,6 +303,7 @@ const THEME_SIGNS = ['class', 'style', 'data-jp-theme-light', 'data-theme', 'dat
 
 function render({ model, el }) {
   const data = model.get('data'), state = { ...model.get('chosen') }, kind = KINDS[data.kind];
+  el.ended?.();   // what stood here before
   const shadow = el.shadowRoot ?? el.attachShadow({ mode: 'open' });
   const card = h('div', { class: 'tlm', role: 'group' });
   shadow.replaceChildren(h('style', {}, CSS + kind.css), card);
@@ -312,9 +313,13 @@ function render({ model, el }) {
     detail: model.get('detail'),   // what a live widget is sent beside the data
     send: model.send ? message => model.send(message) : null,   // to Python, if there is one
     heard: () => {},   // Python has sent another detail
+    end: () => {},   // nobody sees it any more
     add: (...parts) => card.append(...parts),
     color: property => getComputedStyle(card).getPropertyValue(property).trim(),
-    draw: () => { cancelAnimationFrame(asked); asked = requestAnimationFrame(() => { draw(); title(); }); },
+    draw: () => { cancelAnimationFrame(asked); asked = requestAnimationFrame(() => {
+      if (!el.isConnected) page.end();   // its size was watched, and is none now
+      draw(); title();
+    }); },
     changed: () => { page.draw(); model.set('chosen', { ...state }); model.save_changes(); },
   };
   const look = () => {
@@ -340,10 +345,12 @@ function render({ model, el }) {
   for (const e of [document.documentElement, document.body]) {
     classes.observe(e, { attributes: true, attributeFilter: THEME_SIGNS });
   }
-  return () => {
+  el.ended = () => {
+    page.end();
     model.off('change:chosen', taken); model.off('change:detail', more);
     model.off('change:data', fresh);
     media.removeEventListener('change', look);
     size.disconnect(); classes.disconnect(); cancelAnimationFrame(asked);
   };
+  return el.ended;
 }

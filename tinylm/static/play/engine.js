@@ -1,5 +1,5 @@
-// The model itself, in plain JavaScript: one file of weights in, logits out. `play.js` runs this function in a
-// worker made of its own text, or in the page where there are no workers. It needs nothing from outside.
+// The model itself, in plain JavaScript: one file of weights in, logits out. `play.js` runs this function in
+// a worker made of its own text, or in the page where there are no workers. It needs nothing from outside.
 
 function engine() {
   const FORMAT = 1,
@@ -45,10 +45,9 @@ function engine() {
     const kind = KINDS_OF_NUMBER[about?.dtype],
       [from, to] = about?.data_offsets ?? [];
     const whole = n => Number.isSafeInteger(n) && n >= 0;
+    const all = Object.keys(KINDS_OF_NUMBER).join(', ');
     if (!kind)
-      fail(
-        `The model file holds ${short(name)} as ${short(about?.dtype)}: this page reads ${Object.keys(KINDS_OF_NUMBER).join(', ')}.`,
-      );
+      fail(`The model file holds ${short(name)} as ${short(about?.dtype)}: this page reads ${all}.`);
     if (!(Array.isArray(about.shape) && about.shape.every(whole) && whole(from) && whole(to) && from <= to))
       fail(`The model file describes ${short(name)} wrongly.`);
     const n = about.shape.reduce((a, b) => a * b, 1);
@@ -288,7 +287,8 @@ function engine() {
     }
     if (s.rope_type !== 'llama3')
       fail(
-        `The model file says rope_type is ${short(s.rope_type)}: this page knows default, linear, dynamic, llama3.`,
+        `The model file says rope_type is ${short(s.rope_type)}: ` +
+          'this page knows default, linear, dynamic, llama3.',
       );
     return plain(c.rope_theta).map(v => {
       const rounds = (v * s.original_max_position_embeddings) / (2 * Math.PI);
@@ -314,7 +314,7 @@ function engine() {
     }
   }
 
-  // --- the pass: T new tokens behind those of a memory. One for both phases; a fresh text has an empty memory.
+  // --- the pass: T new tokens behind those of a memory. One for both phases; a fresh text has an empty one.
 
   function memory(m, length) {
     const { n_layer: L, n_kv: G, D } = m.c,
@@ -336,7 +336,7 @@ function engine() {
     'early ring',
   ];
 
-  function pass(m, ids, mem, { fault = '', watch = null } = {}) {
+  function pass(m, ids, mem, { fault = '', watch = null, tell = null } = {}) {
     // the stream (T, C) after the last norm
     const { c } = m,
       { n_embd: C, n_head: H, n_kv: G, D } = c,
@@ -346,12 +346,13 @@ function engine() {
     const first = fault === 'wrong position' ? 0 : start,
       x = new Float32Array(T * C),
       speed = m.pos ? null : speeds(c, first + T);
-    const { w, scale } = m.tok;
-    for (let t = 0; t < T; t++)
-      for (let i = 0; i < C; i++) {
-        x[t * C + i] =
-          w[ids[t] * C + i] * (scale ? scale[ids[t]] : 1) + (m.pos ? m.pos[(first + t) * C + i] : 0);
-      }
+    const part = y => {
+      // what is added to the stream; of the last token it is told
+      add(x, y);
+      tell?.(y.slice(-C));
+    };
+    part(embedded(m, ids));
+    if (m.pos) part(m.pos.slice(first * C, (first + T) * C));
     m.blocks.forEach((block, layer) => {
       const qkv = linear(block.qkv, normRows(block.norm1, x, T, c.norm_eps), T),
         N = (H + 2 * G) * D;
@@ -365,11 +366,22 @@ function engine() {
       const place = fault === 'one layer for all' && start ? 0 : layer;
       const heard = attend(m, qkv, T, mem, place, start, fault, watch?.(layer));
       if (fault === 'early ring' && end > 24) ring(mem, place, end, G, D);
-      add(x, linear(block.proj, heard, T));
-      add(x, linear(block.down, bend(c, linear(block.up, normRows(block.norm2, x, T, c.norm_eps), T), T), T));
+      part(linear(block.proj, heard, T));
+      const up = linear(block.up, normRows(block.norm2, x, T, c.norm_eps), T);
+      part(linear(block.down, bend(c, up, T), T));
     });
     mem.held = end;
     return normRows(m.norm, x, T, c.norm_eps);
+  }
+
+  function embedded(m, ids) {
+    const C = m.c.n_embd,
+      { w, scale } = m.tok,
+      x = new Float32Array(ids.length * C);
+    ids.forEach((id, t) => {
+      for (let i = 0; i < C; i++) x[t * C + i] = w[id * C + i] * (scale ? scale[id] : 1);
+    });
+    return x;
   }
 
   function add(x, y) {
@@ -540,6 +552,17 @@ function engine() {
         fail(`${short(fault)} is no bug of the museum: expected one of ${FAULTS.join(', ')}.`);
       s = { text: [], rows: [], mem: memory(m, m.c.block_size), cache, fault };
     },
+    resume({ ids, ...how }) {
+      // as if this text had been written by this worker
+      const window = m.c.block_size;
+      calls.start(how);
+      read(ids.slice(0, window));
+      if (ids.length <= window) return;
+      s.text = [...ids];
+      s.rows.length = ids.length - 1;
+      const text = ids.slice(-window);
+      book(text, fresh(text), window - 1);
+    },
     read({ ids }) {
       needs(ids);
       return read([...ids].slice(-m.c.block_size));
@@ -570,14 +593,17 @@ function engine() {
       });
     },
     look({ at }) {
-      // where each head of each layer looked from one token, in one prefill up to it
+      // one token's way through a prefill up to it: where each head of each layer looked, what each part
+      // added to the stream, what the stream is after the norm, and the scores of the next token
       const ids = s.text.slice(0, at + 1).slice(-m.c.block_size),
         { n_layer: L, n_head: H } = m.c;
       const seen = Array.from({ length: L }, () =>
         Array.from({ length: H }, () => new Float32Array(ids.length)),
       );
-      fresh(ids, { watch: layer => seen[layer] });
-      return { from: at + 1 - ids.length, seen };
+      const parts = [],
+        hidden = fresh(ids, { watch: layer => seen[layer], tell: y => parts.push(y) });
+      const normed = hidden.slice(-m.c.n_embd);
+      return { from: at + 1 - ids.length, seen, parts, normed, logits: linear(m.head, normed, 1) };
     },
     cost({ T, past }) {
       return cost(m, T, past);

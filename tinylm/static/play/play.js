@@ -2,17 +2,18 @@
 
 KINDS.play = {
   draw: playground,
-  css: `
+  css: `${JOURNEY}
 .say.bad { border-left: 4px solid var(--again); padding-left: 8px; font-weight: 600; }
 label.ask { display: block; color: var(--muted); }
-textarea { display: block; width: 100%; min-height: 3.6em; margin: 4px 0 10px; padding: 7px 9px; resize: vertical;
-  font: 14px/1.5 var(--mono); color: var(--ink); background: var(--surface);
+textarea { display: block; width: 100%; min-height: 3.6em; margin: 4px 0 10px; padding: 7px 9px;
+  resize: vertical; font: 14px/1.5 var(--mono); color: var(--ink); background: var(--surface);
   border: 1px solid var(--muted); border-radius: 7px; }
 select { font: inherit; color: var(--ink); background: var(--soft); border: 1px solid var(--muted);
   border-radius: 7px; padding: 3px 6px; max-width: 100%; }
 button.main { background: var(--prefill); color: var(--on); border-color: var(--prefill); font-weight: 600; }
 button:disabled { opacity: .55; cursor: default; }
-.text { max-height: 16em; overflow-y: auto; padding: 2px 3px; border-top: 1px solid var(--line); margin-top: 10px; }
+.text { max-height: 16em; overflow-y: auto; padding: 2px 3px; margin-top: 10px;
+  border-top: 1px solid var(--line); }
 .t { background: color-mix(in srgb, var(--decode) 24%, transparent); }
 .t.seen { box-shadow: inset 0 -4px var(--ink); }
 svg.plot { cursor: default; margin-top: 8px; }
@@ -22,7 +23,8 @@ svg .whole { fill: var(--kept); }
 .table { overflow-x: auto; }
 .slide { grid-template-columns: 7em minmax(60px, 1fr) 5em; }
 .heads { display: grid; gap: 4px; margin: 6px 0 10px; }
-.layer { display: grid; gap: 4px; grid-template-columns: 3.6em repeat(var(--n), minmax(0, 1fr)); align-items: center; }
+.layer { display: grid; gap: 4px; grid-template-columns: 3.6em repeat(var(--n), minmax(0, 1fr));
+  align-items: center; }
 .layer span { color: var(--muted); font-size: 12.5px; }
 .heads button { padding: 2px 5px; text-align: left; font-size: 12.5px; overflow: hidden; }
 .heads code { white-space: pre; }
@@ -34,6 +36,7 @@ h3 { font-size: 14px; margin: 12px 0 6px; }
 .file { color: var(--muted); font-size: 12.5px; }
 .file input { font: inherit; max-width: 100%; color: var(--ink); }
 .switch b { min-width: 2em; }
+summary { cursor: pointer; margin-top: 10px; font-weight: 600; }
 @media (prefers-reduced-motion: no-preference) { .heads button { transition: background .1s; } }
 `,
 };
@@ -57,6 +60,7 @@ function talker(lost) {
     last = 0;
   const answer = async (id, call, about) => {
     await new Promise(done => setTimeout(done)); // the page draws in between
+    if (!waiting.has(id)) return;
     const [good, bad] = waiting.get(id);
     waiting.delete(id);
     try {
@@ -88,11 +92,17 @@ function talker(lost) {
   } catch {
     stay();
   }
-  return (call, about) =>
+  const ask = (call, about) =>
     new Promise((good, bad) => {
       waiting.set(++last, [good, bad, call, about]);
       here ? answer(last, call, about) : worker.postMessage({ id: last, call, about });
     });
+  ask.end = () => {
+    worker?.terminate();
+    for (const [, bad] of waiting.values()) bad(new Error('The model was put away.'));
+    waiting.clear();
+  };
+  return ask;
 }
 
 function sign(c) {
@@ -113,10 +123,10 @@ function known(chars, text, most) {
   const lost = [...new Set(all.filter(c => !ids.has(c)))],
     words = [];
   if (lost.length) {
-    const some = lost.slice(0, 8).map(sign).join(' ');
-    words.push(
-      `Left out, since the model does not know ${lost.length === 1 ? 'it' : 'them'}: ${some}${lost.length > 8 ? ' and others' : ''}.`,
-    );
+    const some = lost.slice(0, 8).map(sign).join(' '),
+      more = lost.length > 8 ? ' and others' : '';
+    const them = lost.length === 1 ? 'it' : 'them';
+    words.push(`Left out, since the model does not know ${them}: ${some}${more}.`);
   }
   if (out.length > most)
     words.push(`The model reads the last ${count(most)} of ${count(out.length)} characters.`);
@@ -153,7 +163,9 @@ function playground(data, state, page) {
     look = null,
     head = [0, 0],
     buffer = null,
-    turn = 0;
+    turn = 0,
+    draws = [],
+    asleep = false;
   const set = change => {
     Object.assign(state, change);
     page.changed();
@@ -182,7 +194,8 @@ function playground(data, state, page) {
         `This model has ${count(next.params)} parameters: at most ${count(LARGEST_MODEL)} run in a page.`,
       );
     about = next;
-    await ask('start'); // a browser compiles what it runs often: the first passes would be slow for that reason alone
+    // a browser compiles what it runs often: the first passes would be slow for that reason alone
+    await ask('start');
     for (let i = 0; i < 4; i++)
       await ask('read', {
         ids: Array.from(
@@ -192,12 +205,28 @@ function playground(data, state, page) {
       });
     words = '';
   }
-  const ready = () =>
-    about
-      ? Promise.resolve()
-      : (loading ??= load().finally(() => {
-          loading = null;
-        }));
+  function ready() {
+    if (loading) return loading;
+    if (ask && about) return Promise.resolve();
+    const mine = load().finally(() => {
+      if (loading === mine) loading = null;
+    });
+    return (loading = mine);
+  }
+
+  async function awake() {
+    // the worker was ended while nobody looked: the next one reads the same text
+    if (!asleep) return;
+    asleep = false;
+    await ask('resume', { ids, cache: state.cache, fault: state.cache ? state.fault : '' });
+  }
+  page.end = () => {
+    stop = true;
+    if (!ask) return;
+    ask.end();
+    ask = loading = null;
+    asleep = passes.length > 0;
+  };
 
   // --- writing
 
@@ -223,6 +252,8 @@ function playground(data, state, page) {
     logits = null;
     at = look = null;
     turn = 0;
+    draws = [];
+    asleep = false;
     await ask('start', { cache: state.cache, fault: state.cache ? state.fault : '' });
     const half =
       state.cache && state.fault === 'square mask' && prompt.length > 1
@@ -245,28 +276,25 @@ function playground(data, state, page) {
     try {
       await ready();
       if (!passes.length || n > 1) await prefill();
+      await awake();
       for (let i = 0; i < n && !stop; i++) {
-        const out = await ask('step', {
+        const draw = {
           u: random(state.seed, ++turn),
           temperature: state.temperature,
           topK: state.top_k,
-        });
+        };
+        const out = await ask('step', draw);
+        draws[ids.length] = draw;
         ids = [...ids, out.token];
         took('decode', 1, out);
         if (state.fault && i % 4 === 3) gap = await ask('gap');
       }
       gap = await ask('gap');
-      const rate = totals(passes, 'decode');
-      tell(
-        [
-          words,
-          rate.ms
-            ? `${stop ? 'Stopped. ' : ''}${some(ids.length, 'token')} in the text; decode made ${count(Math.round((1000 * rate.made) / rate.ms))} a second.`
-            : '',
-        ]
-          .join(' ')
-          .trim(),
-      );
+      const { made, ms } = totals(passes, 'decode'),
+        rate = count(Math.round((1000 * made) / ms)),
+        length = some(ids.length, 'token');
+      const done = `${stop ? 'Stopped. ' : ''}${length} in the text; decode made ${rate} a second.`;
+      tell(`${words} ${ms ? done : ''}`.trim());
     } catch (e) {
       tell(e.message, true);
     }
@@ -277,6 +305,8 @@ function playground(data, state, page) {
     if (!passes.length || running || i < 0 || i >= ids.length) return;
     at = i;
     try {
+      await ready();
+      await awake();
       look = await ask('look', { at });
     } catch (e) {
       tell(e.message, true);
@@ -391,6 +421,15 @@ function playground(data, state, page) {
 
   // --- what is shown
 
+  const way = journey(page, see, () => ({
+    ids,
+    at,
+    look,
+    about,
+    draws,
+    sign: id => sign(about.chars[id]),
+    dials: { temperature: state.temperature, topK: state.top_k },
+  }));
   const shape = h('span', {}, 'both phases, live'),
     say = h('p', { class: 'say', role: 'status' }),
     plot = h('div', {}),
@@ -428,26 +467,31 @@ function playground(data, state, page) {
     ),
     law,
     written,
+  );
+  const inside = [
     h(
       'div',
       { class: 'two' },
       h('div', {}, h('h3', {}, 'The next token'), length.el, temperature.el, topK.el, next),
       h('div', {}, h('h3', {}, 'Where the heads looked'), from.el, looked, heads, weights),
     ),
+    way.el,
     h('h3', {}, 'What the phases cost'),
     table,
     h(
       'p',
       { class: 'note' },
-      'FLOPs and bytes are counted, as in lesson 06; milliseconds are those of this browser, on one thread. ',
-      data.notice ?? '',
+      'FLOPs and bytes are counted, as in lesson 06; milliseconds are those of this browser, on one thread.',
     ),
     h(
       'p',
       { class: 'file' },
       h('label', {}, 'A model of yours, as ', h('code', {}, 'save_safetensors'), ' wrote it: ', file),
     ),
-  );
+  ];
+  const more = h('summary', {}, "Look inside: the next token, the heads, one token's journey, the costs");
+  page.add(...(data.short ? [h('details', { toggle: page.draw }, more, inside)] : inside));
+  page.add(data.notice ? h('p', { class: 'note' }, data.notice) : '');
 
   function drawPlot() {
     // width: new tokens; height: milliseconds for each of them; so the area is time
@@ -516,13 +560,12 @@ function playground(data, state, page) {
     );
   }
   function spoken() {
-    const { prefill: p, decode: d } = {
-      prefill: totals(passes, 'prefill'),
-      decode: totals(passes, 'decode'),
-    };
-    return passes.length
-      ? `prefill: ${some(p.passes, 'pass').replace('passs', 'passes')} over ${some(p.tokens, 'token')} in ${p.ms.toFixed(1)} ms; decode: ${count(d.passes)} passes in ${d.ms.toFixed(1)} ms`
-      : 'nothing read yet';
+    const p = totals(passes, 'prefill'),
+      d = totals(passes, 'decode');
+    if (!passes.length) return 'nothing read yet';
+    const read = `${p.passes === 1 ? '1 pass' : `${p.passes} passes`} over ${some(p.tokens, 'token')}`;
+    const ms = x => `${x.toFixed(1)} ms`;
+    return `prefill: ${read} in ${ms(p.ms)}; decode: ${count(d.passes)} passes in ${ms(d.ms)}`;
   }
 
   function drawLaw() {
@@ -532,9 +575,13 @@ function playground(data, state, page) {
       law.textContent =
         'The law compares each position with one prefill of the whole text, once there is one.';
     else if (!broken.length)
-      law.textContent = `The law holds: at all ${count(gap.length)} positions the logits are those of one prefill (largest gap ${+largest.toPrecision(2)}).`;
+      law.textContent =
+        `The law holds: at all ${count(gap.length)} positions the logits are those of one prefill ` +
+        `(largest gap ${+largest.toPrecision(2)}).`;
     else
-      law.textContent = `The law is broken at ${count(broken.length)} of ${count(gap.length)} positions, first at position ${broken[0]} (largest gap ${largest.toPrecision(3)}).`;
+      law.textContent =
+        `The law is broken at ${count(broken.length)} of ${count(gap.length)} positions, ` +
+        `first at position ${broken[0]} (largest gap ${largest.toPrecision(3)}).`;
     law.className = broken.length ? 'say bad' : 'say';
   }
 
@@ -548,7 +595,9 @@ function playground(data, state, page) {
       const w = look && i >= look.from && i <= at ? look.seen[head[0]][head[1]][i - look.from] : 0;
       if (w > 0.02) {
         s.classList.add('seen');
-        s.style.boxShadow = `inset 0 -${Math.round(2 + 12 * Math.sqrt(w))}px color-mix(in srgb, var(--ink) 30%, transparent)`;
+        const high = Math.round(2 + 12 * Math.sqrt(w)),
+          grey = 'color-mix(in srgb, var(--ink) 30%, transparent)';
+        s.style.boxShadow = `inset 0 -${high}px ${grey}`;
       }
     });
     el.setAttribute('tabindex', 0);
@@ -687,8 +736,9 @@ function playground(data, state, page) {
     bugWords.textContent = state.cache && state.fault ? `The bug: ${BUGS[state.fault]}.` : '';
     go.disabled = one.disabled = other.disabled = running;
     halt.disabled = !running;
+    const { n_layer: layers, n_head: each } = about?.config ?? {};
     shape.textContent = about
-      ? `${count(about.params)} parameters, ${human(about.bytes, 'B')}, ${about.config.n_layer} layers of ${about.config.n_head} heads`
+      ? `${count(about.params)} parameters, ${human(about.bytes, 'B')}, ${layers} layers of ${each} heads`
       : (data.about ?? 'both phases, live');
     const said = [words, note].filter(Boolean).join(' ');
     if (say.textContent !== said) say.textContent = said; // or it would be read out again
@@ -698,6 +748,7 @@ function playground(data, state, page) {
     drawText();
     drawNext();
     drawHeads();
+    way.refresh();
     drawTable();
   };
 }

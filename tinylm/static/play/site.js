@@ -7,7 +7,8 @@ for (const el of document.querySelectorAll('.tinylm-play')) {
     if (!answer?.ok) throw new Error('The model file could not be loaded.');
     return answer.arrayBuffer();
   };
-  const state = { data: { kind: 'play', open, ...PLAY_ABOUT }, chosen: { ...PLAY_CHOSEN } };
+  const short = el.dataset.form === 'short'; // on the home page
+  const state = { data: { kind: 'play', open, short, ...PLAY_ABOUT }, chosen: { ...PLAY_CHOSEN } };
   const model = {
     get: k => state[k],
     set: (k, v) => {
