@@ -47,7 +47,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--size', choices=SIZES, default='M')
     p.add_argument('--streams', type=int, default=16, help='at a time (%(default)s)')
-    p.add_argument('--tokens', type=int, default=100, help='that each writes (%(default)s)')
+    p.add_argument('--tokens', type=int, default=200, help='that each writes (%(default)s)')
     p.add_argument('--rounds', type=int, default=5, help='rounds (%(default)s)')
     args = p.parse_args()
     torch.manual_seed(0)
@@ -59,6 +59,7 @@ def main():
     with Endpoint(model, name='m', slots=args.streams).running() as url:
         where = url.removeprefix('http://').split(':')
         get_context('spawn').Process(target=client, args=(theirs, where), daemon=True).start()
+        theirs.close()
         for _ in range(args.rounds + 1):
             seconds = alone(model, prompts(), args.tokens)
             ours.send((prompts(), args.tokens))

@@ -63,7 +63,8 @@ def ends(e):
 
 def idle(e, seconds=10):
     end = time.time() + seconds
-    while (e.host.choices or not e.host.inbox.empty()) and time.time() < end: time.sleep(.01)
+    busy = lambda: e.host.choices or e.engine.busy or not e.host.inbox.empty()
+    while busy() and time.time() < end: time.sleep(.01)
     check_empty(e.engine)
 
 # --- the same text as alone
@@ -444,7 +445,7 @@ def test_a_client_that_goes_away_frees_its_pages_within_one_step(how, stream):
             s.close()
         wait_until(lambda: not e.host.inbox.empty())                  # the news of it
         gate.go.release()                                             # the step that was waiting is made
-        wait_until(lambda: not e.host.choices)
+        wait_until(lambda: not e.host.choices and not e.engine.busy)
         check_empty(e.engine)
         assert len(gate.ran) == 4 and ends(e)['abort'] == 1
 
