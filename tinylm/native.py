@@ -35,27 +35,34 @@ def _loop(f): _LOOPS.append(f); return f
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000011
 @_loop
+def _one_row(W, x, y): # y[j] = W[j] · x
+    n = len(W)//4
+    for j in range(n):                                 # four rows far apart: memory brings four streams
+        a = b = c = d = np.float32(0)
+        for k in range(len(x)):
+            a += W[j, k]*x[k]; b += W[n+j, k]*x[k]
+            c += W[2*n+j, k]*x[k]; d += W[3*n+j, k]*x[k]
+        y[j], y[n+j], y[2*n+j], y[3*n+j] = a, b, c, d
+    for j in range(4*n, len(W)):                       # the last ones, if four do not divide them
+        a = np.float32(0)
+        for k in range(len(x)): a += W[j, k]*x[k]
+        y[j] = a
+
+# %% ../nbs/14_close_to_the_machine.ipynb #14d00008
+@_loop
 def _float_dots(W, x, R, y): # y[r, j] = W[j] · x[r]
-    if R == 1:
-        n = len(W)//4
-        for j in range(n):                             # four rows far apart: memory brings four streams
-            a = b = c = d = np.float32(0)
-            for k in range(W.shape[1]):
-                a += W[j, k]*x[0, k]; b += W[n+j, k]*x[0, k]
-                c += W[2*n+j, k]*x[0, k]; d += W[3*n+j, k]*x[0, k]
-            y[0, j], y[0, n+j], y[0, 2*n+j], y[0, 3*n+j] = a, b, c, d
-        for j in range(4*n, len(W)):
-            a = np.float32(0)
-            for k in range(W.shape[1]): a += W[j, k]*x[0, k]
-            y[0, j] = a
-        return
-    for r in range(0, R, 4):                           # each weight meets four rows
-        for j in range(len(W)):
-            a = b = c = d = np.float32(0)
-            for k in range(W.shape[1]):
-                a += W[j, k]*x[r, k]; b += W[j, k]*x[r+1, k]
-                c += W[j, k]*x[r+2, k]; d += W[j, k]*x[r+3, k]
-            y[r, j], y[r+1, j], y[r+2, j], y[r+3, j] = a, b, c, d
+    if R == 1: _one_row(W, x[0], y[0])
+    else:
+        for r in range(0, R, 4): _four_rows(W, x[r:r+4], y[r:r+4])
+
+@_loop
+def _four_rows(W, x, y): # each weight meets four rows
+    for j in range(len(W)):
+        a = b = c = d = np.float32(0)
+        for k in range(W.shape[1]):
+            a += W[j, k]*x[0, k]; b += W[j, k]*x[1, k]
+            c += W[j, k]*x[2, k]; d += W[j, k]*x[3, k]
+        y[0, j], y[1, j], y[2, j], y[3, j] = a, b, c, d
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000015
 _LAYER, _RMS = 1, 2
@@ -74,19 +81,48 @@ def _normed(x, w, b, kind, eps, y): # (x - mean)/√(variance + eps)·w + b; an 
         for i in range(len(x)): y[i] = (x[i] - mean)*scale*w[i]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000014
+_LOG2E, _LN2, _LESS = (np.float32(c) for c in (1.44269504, .693359375, 2.12194440e-4)) # ln 2 = _LN2 - _LESS
+
 @_loop
-def _power(x): # e^x = 2^n·e^f with |f| ≤ ln(2)/2; n goes into the exponent, e^f is a short series
+def _power(x): # e^x = 2^n·e^f with |f| ≤ ln(2)/2
     near = x if x > np.float32(-87) else np.float32(-87)
     near = near if near < np.float32(88) else np.float32(88)
-    n = np.floor(near*np.float32(1.44269504) + np.float32(.5))
-    f = (x if x != x else near) - n*np.float32(.693359375) + n*np.float32(2.12194440e-4)
+    n = np.floor(near*_LOG2E + np.float32(.5))
+    f = (x if x != x else near) - n*_LN2 + n*_LESS     # nan stays nan
     s = (np.float32(1/5040)*f + np.float32(1/720))*f + np.float32(1/120)
     s = ((s*f + np.float32(1/24))*f + np.float32(1/6))*f + np.float32(.5)
-    s = (s*f + np.float32(1))*f + np.float32(1)
+    s = (s*f + np.float32(1))*f + np.float32(1)        # 1 + f + f²/2 + f³/6 + …
     return s*np.int32((np.int32(n) + np.int32(127)) << 23).view(np.float32)
 
 @_loop
 def _sigmoid(x): return np.float32(1)/(np.float32(1) + _power(-x))
+
+# %% ../nbs/14_close_to_the_machine.ipynb #14000041
+def _hidden_plan(model): # from ids to the stream after the last norm, as in lesson 02
+    plan, c, pos = _Plan(), model.config, model.pos_emb
+    at = plan.address(pos and pos.weight)
+    x = plan.stage(EMBED, c.n_embd, each=1, **plan.matrix(model.tok_emb) | dict(bias=at))
+    for layer, block in enumerate(model.blocks):
+        y = _met(plan, block.attention, plan.linear(block.attention.qkv, x, block.norm1), c)
+        y = plan.stage(HEAR, block.attention.widths[0], each=c.n_kv, src=y, layer=layer)
+        x = plan.linear(block.attention.proj, y, add=x)
+        y = plan.linear(block.mlp.up, x, block.norm2, SWIGLU if c.mlp == 'swiglu' else GELU)
+        x = plan.linear(block.mlp.down, y, add=x)
+    plan.stage(NORM, c.n_embd, each=1, **plan.norm(model.norm), src=x, ins=c.n_embd)
+    return plan.done(c.head_size)
+
+# %% ../nbs/14_close_to_the_machine.ipynb #14d00015
+def _met(plan, a, y, c): # queries and keys normed and turned, where a model does that (lesson 11)
+    if not a.meet: return y
+    q, k = (plan.address(a.meet['qk_norm'].get_submodule(n).weight if c.qk_norm else None) for n in 'qk')
+    return plan.stage(MEET, sum(a.widths), each=1, src=y, norm_w=q, norm_b=k, bend=TURN*('rotary' in a.meet))
+
+def _head(model): return model.tok_emb if model.config.tie_embeddings else model.head
+
+def _logits_plan(model):
+    plan = _Plan()
+    plan.linear(_head(model), plan.room(model.config.n_embd))
+    return plan.done(1)
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000016
 @_loop
@@ -106,33 +142,36 @@ def _take_in(q, keys, values, n, p, state, out): # n more keys for a query: maxi
         v = _vector(values[t], len(q))
         for d in range(len(q)): out[d] += p[t]*v[d]
 
+# %% ../nbs/14_close_to_the_machine.ipynb #14d00017
+@_loop
+def _place(stage, at, r, g, shape, rows, table, memory, arena): # addresses of a key and its value
+    (H, G, D), new = shape, rows[NEW, r]
+    old = rows[AT, new]                                # so many are in the cache
+    if at >= old:
+        key = arena + 4*(stage[SRC] + (new + at - old)*(H + 2*G)*D + (H + g)*D)
+        return key, key + 4*G*D
+    page, place = table[rows[ROW, r], at//memory[SIZE]], at%memory[SIZE]
+    key = memory[MEMORY + stage[LAYER]] + 4*(page*memory[PAGE] + place*memory[PLACE] + g*memory[HEAD])
+    return key, key + 4*memory[KV]
+
 # %% ../nbs/14_close_to_the_machine.ipynb #14000026
 @_loop
-def _hear(c, i, shape, rows, table, memory, arena, mine): # a row, a head of keys, the queries that share it
+def _hear(stage, i, shape, rows, table, memory, arena, mine): # a row and a head of keys
     H, G, D = shape
-    r, g, width, p, state = i//G, i%G, (H + 2*G)*D, _vector(mine, TILE), _vector(mine + 4*TILE, 2)
-    new, y = rows[NEW, r], _vector(mine + 4*(TILE + 2), D)
+    r, g, width = i//G, i%G, (H + 2*G)*D
+    p, state, y = _vector(mine, TILE), _vector(mine + 4*TILE, 2), _vector(mine + 4*(TILE + 2), D)
     keys, values = np.empty(TILE, np.int64), np.empty(TILE, np.int64)
-    for h in range(g*(H//G), (g + 1)*(H//G)):
-        q = _vector(arena + 4*(c[SRC] + r*width + h*D), D)
-        out, state[0], state[1] = _vector(arena + 4*(c[DST] + (r*H + h)*D),
-                                          D), np.float32(-1e30), np.float32(0)
+    for h in range(g*(H//G), (g + 1)*(H//G)):          # the queries that share these keys
+        q = _vector(arena + 4*(stage[SRC] + r*width + h*D), D)
+        state[0], state[1] = np.float32(-1e30), np.float32(0)
         for d in range(D): y[d] = 0
         for start in range(0, rows[AT, r] + 1, TILE):  # the same tiles, however the text was read
             n = min(TILE, rows[AT, r] + 1 - start)
-            for t in range(n): keys[t], values[t] = _place(
-                c, start + t, rows[AT, new], new, rows[ROW, r], g, width, G*D, H*D, D, table, memory, arena)
+            for t in range(n):
+                keys[t], values[t] = _place(stage, start + t, r, g, shape, rows, table, memory, arena)
             _take_in(q, keys, values, n, p, state, y)
+        out = _vector(arena + 4*(stage[DST] + (r*H + h)*D), D)
         for d in range(D): out[d] = y[d]/state[1]
-
-@_loop
-def _place(c, at, old, new, row, g, width, GD, HD, D, table, memory, arena): # where a key and its value stand
-    if at >= old:                                      # read in this pass
-        k = arena + 4*(c[SRC] + (new + at - old)*width + HD + g*D)
-        return k, k + 4*GD
-    page, size = table[row, at//memory[SIZE]], memory[SIZE]
-    k = memory[MEMORY + c[AT_]] + 4*(page*memory[PAGE] + at%size*memory[PLACE] + g*memory[HEAD])
-    return k, k + 4*memory[KV]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000013
 @_loop
@@ -157,62 +196,6 @@ def _int8_dots(W, x, R, y): # the same for whole numbers
             for k in range(W.shape[1]): total = np.int32(total + np.int32(W[j, k])*np.int32(x[r, k]))
             y[r, j] = np.float32(total)
 
-# %% ../nbs/14_close_to_the_machine.ipynb #14000029
-@_loop
-def _work(plan, shape, eps, R, rows, table, memory, turns, arena, desk, marks, number, widest, mine, whole,
-          owner):
-    "Stage by stage: take pieces; when none is left, wait a moment, then do what others have not finished."
-    _added(desk + 8*INSIDE, 1)
-    scale, room, rest = _vector(mine, ROWS), mine + 4*ROWS, mine + 4*ROWS*(1 + widest)
-    for s in range(len(plan)):
-        if _looked(desk + 8*NUMBER, 0) != number: break                # the pass is over
-        c, counter, done = plan[s], desk + 8*(COUNTS + 16*s), desk + 8*(COUNTS + 16*s + 8)
-        pieces, x, waited, i = c[ONCE] + R*c[EACH], 0, 0, _added(counter, 1)
-        while i < pieces or _looked(done, 0) < pieces:
-            if i >= pieces:
-                waited += 1
-                if waited <= PATIENCE: continue
-                i = waited - PATIENCE - 1
-                if i >= pieces: break
-            mark = marks + 8*(c[FIRST] + i)
-            if _looked(mark, 0) != number:
-                if c[KIND] == LINEAR and not x: x = _prepared(c, R, eps, arena, room, whole, scale)
-                _do(c, i, R, x, whole, scale, shape, eps, rows, table, memory, turns, arena, rest)
-                if _swapped(mark, number) != number: _added(done, 1)
-            i = pieces if waited else _added(counter, 1)
-    if owner:
-        for s in range(len(plan)):
-            if plan[s, KIND] == HEAR: _keep(plan[s], R, shape, rows, table, memory, arena)
-        _swapped(desk + 8*NUMBER, 0)
-    _added(desk + 8*INSIDE, -1)
-
-# %% ../nbs/14_close_to_the_machine.ipynb #14000041
-def _head(model): return model.tok_emb if model.config.tie_embeddings else model.head
-
-def _hidden_plan(model): # from ids to the stream after the last norm, as in lesson 02
-    plan, c, pos = _Plan(), model.config, model.pos_emb
-    D, at = c.head_size, plan.address(pos and pos.weight)
-    x = plan.stage(EMBED, c.n_embd, each=1, **plan.matrix(model.tok_emb) | dict(bias=at))
-    for layer, block in enumerate(model.blocks):
-        a, mlp = block.attention, block.mlp
-        y = plan.linear(a.qkv, x, block.norm1)
-        if a.meet:
-            q, k = (plan.address(a.meet['qk_norm'].get_submodule(n).weight if c.qk_norm else None)
-                    for n in 'qk')
-            y = plan.stage(MEET, sum(a.widths), each=1, src=y, norm_w=q, norm_b=k,
-                           bend=TURN*('rotary' in a.meet))
-        y = plan.stage(HEAR, a.widths[0], each=c.n_kv, src=y, layer=layer)
-        x = plan.linear(a.proj, y, add=x)
-        y = plan.linear(mlp.up, x, block.norm2, SWIGLU if c.mlp == 'swiglu' else GELU)
-        x = plan.linear(mlp.down, y, add=x)
-    plan.stage(NORM, c.n_embd, each=1, **plan.norm(model.norm), src=x, K=c.n_embd)
-    return plan.done(D)
-
-def _logits_plan(model):
-    plan = _Plan()
-    plan.linear(_head(model), plan.room(model.config.n_embd))
-    return plan.done(1)
-
 # %% ../nbs/14_close_to_the_machine.ipynb #14000053
 _ALL = WeakKeyDictionary() # a model -> its loops
 
@@ -234,9 +217,10 @@ def _reason(model, loops):
 EMBED, LINEAR, MEET, HEAR, NORM = range(5) # kinds of stages
 GELU, SWIGLU, TURN = 1, 2, 3 # what a stage bends
 # the columns of a plan: of each stage
-COLUMNS = 'kind matrix scales bias norm norm_w norm_b N K src dst add bend layer step first once each'.split()
-KIND, MATRIX, SCALES, BIAS, NORMED, NORM_W, NORM_B, N_, K_ = range(9)
-SRC, DST, ADD, BEND, AT_, STEP, FIRST, ONCE, EACH = range(9, 18)
+COLUMNS = ('kind matrix scales bias norm norm_w norm_b outs ins src dst add bend '
+           'layer step first once each').split()
+KIND, MATRIX, SCALES, BIAS, NORMED, NORM_W, NORM_B, OUTS, INS = range(9)
+SRC, DST, ADD, BEND, LAYER, STEP, FIRST, ONCE, EACH = range(9, 18)
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000021
 ID, AT, ROW, NEW = range(4) # of each new token: id, position, row, where the new ones of that row begin
@@ -251,105 +235,135 @@ _vector = _matrix = _int8s = _added = _swapped = _looked = None
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000022
 @_loop
-def _embed(c, r, rows, arena, mine): # x = table[id] (·scale) + positions[at]
-    C, i = c[K_], rows[ID, r]
-    x, out = _vector(mine, C), _vector(arena + 4*(c[DST] + r*C), C)
-    if c[SCALES]:
-        whole, scale = _int8s(c[MATRIX] + i*C, 1, C), _vector(c[SCALES] + 4*i, 1)[0]
+def _embed(stage, r, rows, arena, mine): # x = table[id] (·scale) + positions[at]
+    C, i = stage[INS], rows[ID, r]
+    x, out = _vector(mine, C), _vector(arena + 4*(stage[DST] + r*C), C)
+    if stage[SCALES]:
+        whole, scale = _int8s(stage[MATRIX] + i*C, 1, C), _vector(stage[SCALES] + 4*i, 1)[0]
         for k in range(C): x[k] = np.float32(whole[0, k])*scale
     else:
-        row = _vector(c[MATRIX] + 4*i*C, C)
+        row = _vector(stage[MATRIX] + 4*i*C, C)
         for k in range(C): x[k] = row[k]
-    if c[BIAS]:
-        place = _vector(c[BIAS] + 4*rows[AT, r]*C, C)
+    if stage[BIAS]:
+        place = _vector(stage[BIAS] + 4*rows[AT, r]*C, C)
         for k in range(C): x[k] += place[k]
     for k in range(C): out[k] = x[k]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000023
 @_loop
-def _norm(c, r, eps, arena, out): # of row r
-    K = c[K_]
-    b = _vector(c[NORM_B], K if c[NORM_B] else 0)
-    _normed(_vector(arena + 4*(c[SRC] + r*K), K), _vector(c[NORM_W], K), b, c[NORMED], eps,
+def _norm(stage, r, eps, arena, out): # of row r
+    K = stage[INS]
+    b = _vector(stage[NORM_B], K if stage[NORM_B] else 0)
+    _normed(_vector(arena + 4*(stage[SRC] + r*K), K), _vector(stage[NORM_W], K), b, stage[NORMED], eps,
             _vector(out + 4*r*K, K))
 
 @_loop
-def _product(c, lo, hi, R, x, q, scale, out): # y[r, j] = W[lo+j] · x[r] + bias
-    K, n = c[K_], hi - lo
-    y, s, b = _matrix(out, R, n), _vector(c[SCALES] + 4*lo, n), _vector(c[BIAS] + 4*lo, n)
-    if c[SCALES]: _int8_dots(_int8s(c[MATRIX] + lo*K, n, K), _int8s(q, R, K), R, y)
-    else: _float_dots(_matrix(c[MATRIX] + 4*lo*K, n, K), _matrix(x, R, K), R, y)
+def _product(stage, lo, hi, R, x, q, scale, out): # y[r, j] = W[lo+j] · x[r] + bias
+    K, n = stage[INS], hi - lo
+    y, s, b = _matrix(out, R, n), _vector(stage[SCALES] + 4*lo, n), _vector(stage[BIAS] + 4*lo, n)
+    if stage[SCALES]: _int8_dots(_int8s(stage[MATRIX] + lo*K, n, K), _int8s(q, R, K), R, y)
+    else: _float_dots(_matrix(stage[MATRIX] + 4*lo*K, n, K), _matrix(x, R, K), R, y)
     for r in range(R):
-        if c[SCALES]:
+        if stage[SCALES]:
             for j in range(n): y[r, j] *= s[j]*scale[r]
-        if c[BIAS]:
+        if stage[BIAS]:
             for j in range(n): y[r, j] += b[j]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000024
 @_loop
-def _linear(c, i, R, x, q, scale, arena, mine): # rows of a matrix: products, bent or added to the stream
-    wide = c[N_]//2 if c[BEND] == SWIGLU else c[N_]
-    lo, hi = i*c[STEP], min(wide, (i + 1)*c[STEP])
+def _linear(stage, i, R, x, q, scale, arena, mine): # rows of a matrix: products, bent or added to the stream
+    wide = stage[OUTS]//2 if stage[BEND] == SWIGLU else stage[OUTS]
+    lo, hi = i*stage[STEP], min(wide, (i + 1)*stage[STEP])
     n, more = hi - lo, mine + 4*ROWS*(hi - lo)
-    y, z, out = _matrix(mine, R, n), _matrix(more, R, n), _matrix(arena + 4*c[DST], R, wide)
-    _product(c, lo, hi, R, x, q, scale, mine)
-    if c[BEND] == SWIGLU: _product(c, wide + lo, wide + hi, R, x, q, scale, more)
+    y, z, out = _matrix(mine, R, n), _matrix(more, R, n), _matrix(arena + 4*stage[DST], R, wide)
+    _product(stage, lo, hi, R, x, q, scale, mine)
+    if stage[BEND] == SWIGLU: _product(stage, wide + lo, wide + hi, R, x, q, scale, more)
     for r in range(R):
-        if c[BEND] == SWIGLU:
+        if stage[BEND] == SWIGLU:
             for j in range(n): y[r, j] *= _sigmoid(y[r, j])*z[r, j]
-        elif c[BEND] == GELU:
+        elif stage[BEND] == GELU:
             for j in range(n):
                 y[r, j] *= _sigmoid(np.float32(1.5957691216)*(y[r, j] + np.float32(.044715)*y[r, j]**3))
-        elif c[ADD] >= 0:
-            stream = _matrix(arena + 4*c[ADD], R, wide)
+        elif stage[ADD] >= 0:
+            stream = _matrix(arena + 4*stage[ADD], R, wide)
             for j in range(n): y[r, j] += stream[r, lo+j]
         for j in range(n): out[r, lo+j] = y[r, j]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000025
 @_loop
-def _meet(c, r, shape, eps, turns, arena, mine): # queries and keys normed and turned, values as they are
+def _meet(stage, r, shape, eps, turns, arena, mine): # queries and keys normed and turned, values as they are
     H, G, D = shape
     start, head = 4*r*(H + 2*G)*D, _vector(mine, D)
     for h in range(H + 2*G):
-        x, y = _vector(arena + 4*(c[SRC] + h*D) + start, D), _vector(arena + 4*(c[DST] + h*D) + start, D)
-        weight = 0 if h >= H + G else c[NORM_W] if h < H else c[NORM_B]
+        x = _vector(arena + 4*(stage[SRC] + h*D) + start, D)
+        y = _vector(arena + 4*(stage[DST] + h*D) + start, D)
+        weight = 0 if h >= H + G else stage[NORM_W] if h < H else stage[NORM_B]
         for d in range(D): head[d] = x[d]
         if weight: _normed(x, _vector(weight, D), _vector(0, 0), _RMS, eps, head)
-        if h < H + G and c[BEND] == TURN:              # channel d makes a pair with d ± D/2
+        if h < H + G and stage[BEND] == TURN:              # channel d makes a pair with d ± D/2
             for d in range(D): y[d] = head[d]*turns[0, r, d] + head[(d + D//2)%D]*turns[1, r, d]
         else:
             for d in range(D): y[d] = head[d]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000027
 @_loop
-def _keep(c, R, shape, rows, table, memory, arena): # new keys and values into their places
+def _keep(stage, R, shape, rows, table, memory, arena): # new keys and values into their places
     H, G, D = shape
     for r in range(R):
         page, place = table[rows[ROW, r], rows[AT, r]//memory[SIZE]], rows[AT, r]%memory[SIZE]
-        to = memory[MEMORY + c[AT_]] + 4*(page*memory[PAGE] + place*memory[PLACE])
+        to = memory[MEMORY + stage[LAYER]] + 4*(page*memory[PAGE] + place*memory[PLACE])
         for g in range(2*G):                           # heads of keys, then of values
-            x = _vector(arena + 4*(c[SRC] + (r*(H + 2*G) + H + g)*D), D)
+            x = _vector(arena + 4*(stage[SRC] + (r*(H + 2*G) + H + g)*D), D)
             y = _vector(to + 4*(g%G*memory[HEAD] + g//G*memory[KV]), D)
             for d in range(D): y[d] = x[d]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000028
 @_loop
-def _prepared(c, R, eps, arena, mine, whole, scale): # the rows that a matrix meets: normed, as int8
-    K, x = c[K_], arena + 4*c[SRC]
-    if c[NORMED]:
-        for r in range(R): _norm(c, r, eps, arena, mine)
+def _prepared(stage, R, eps, arena, mine, whole, scale): # the rows that a matrix meets: normed, as int8
+    K, x = stage[INS], arena + 4*stage[SRC]
+    if stage[NORMED]:
+        for r in range(R): _norm(stage, r, eps, arena, mine)
         x = mine
-    if c[SCALES]:
+    if stage[SCALES]:
         for r in range(R): scale[r] = _to_int8(_vector(x + 4*r*K, K), _int8s(whole + r*K, 1, K)[0])
     return x
 
 @_loop
-def _do(c, i, R, x, q, scale, shape, eps, rows, table, memory, turns, arena, mine): # piece i of a stage
-    if c[KIND] == LINEAR: _linear(c, i, R, x, q, scale, arena, mine)
-    elif c[KIND] == HEAR: _hear(c, i, shape, rows, table, memory, arena, mine)
-    elif c[KIND] == MEET: _meet(c, i, shape, eps, turns, arena, mine)
-    elif c[KIND] == EMBED: _embed(c, i, rows, arena, mine)
-    else: _norm(c, i, eps, arena, arena + 4*c[DST])
+def _do(stage, i, R, x, q, scale, shape, eps, rows, table, memory, turns, arena, mine): # piece i of a stage
+    if stage[KIND] == LINEAR: _linear(stage, i, R, x, q, scale, arena, mine)
+    elif stage[KIND] == HEAR: _hear(stage, i, shape, rows, table, memory, arena, mine)
+    elif stage[KIND] == MEET: _meet(stage, i, shape, eps, turns, arena, mine)
+    elif stage[KIND] == EMBED: _embed(stage, i, rows, arena, mine)
+    else: _norm(stage, i, eps, arena, arena + 4*stage[DST])
+
+# %% ../nbs/14_close_to_the_machine.ipynb #14000029
+@_loop
+def _work(plan, shape, eps, R, rows, table, memory, turns, arena, desk, marks, number, widest, mine, whole,
+          owner):
+    "Stage by stage: take pieces; when none is left, wait a moment, then do what others have not finished."
+    _added(desk + 8*INSIDE, 1)
+    scale, room, rest = _vector(mine, ROWS), mine + 4*ROWS, mine + 4*ROWS*(1 + widest)
+    for s in range(len(plan)):
+        if _looked(desk + 8*NUMBER, 0) != number: break                # the pass is over
+        stage, counter, done = plan[s], desk + 8*(COUNTS + 16*s), desk + 8*(COUNTS + 16*s + 8)
+        pieces, x, waited, i = stage[ONCE] + R*stage[EACH], 0, 0, _added(counter, 1)
+        while i < pieces or _looked(done, 0) < pieces:
+            if i >= pieces:
+                waited += 1
+                if waited <= PATIENCE: continue
+                i = waited - PATIENCE - 1
+                if i >= pieces: break
+            mark = marks + 8*(stage[FIRST] + i)
+            if _looked(mark, 0) != number:
+                if stage[KIND] == LINEAR and not x: x = _prepared(stage, R, eps, arena, room, whole, scale)
+                _do(stage, i, R, x, whole, scale, shape, eps, rows, table, memory, turns, arena, rest)
+                if _swapped(mark, number) != number: _added(done, 1)
+            i = pieces if waited else _added(counter, 1)
+    if owner:
+        for s in range(len(plan)):
+            if plan[s, KIND] == HEAR: _keep(plan[s], R, shape, rows, table, memory, arena)
+        _swapped(desk + 8*NUMBER, 0)
+    _added(desk + 8*INSIDE, -1)
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000030
 def _primitives():
@@ -439,8 +453,8 @@ class _Plan:
 
     def matrix(self, part):
         return dict(matrix=self.address(part.weight), scales=self.address(getattr(part, 'scale', None)),
-                    bias=self.address(getattr(part, 'bias', None)), N=len(part.weight),
-                    K=part.weight.shape[1])
+                    bias=self.address(getattr(part, 'bias', None)), outs=len(part.weight),
+                    ins=part.weight.shape[1])
 
     def norm(self, part):
         return dict(norm={nn.LayerNorm: _LAYER, nn.RMSNorm: _RMS}[type(part)],
@@ -448,14 +462,14 @@ class _Plan:
 
     def linear(self, part, src, norm=None, bend=0, **more):
         m = self.matrix(part) | (self.norm(norm) if norm else {})
-        wide = m['N']//2 if bend == SWIGLU else m['N']
+        wide = m['outs']//2 if bend == SWIGLU else m['outs']
         piece = min(2**19, max(2**15, part.weight.nbytes//PIECES)) # bytes
         step = max(4, min(256, piece//part.weight[0].nbytes//4*4))
         return self.stage(LINEAR, wide, -(-wide//step), **m, src=src, bend=bend, step=step, **more)
 
     def done(self, D):
         self.table, self.desks, self.numbers = np.array(self.stages, np.int64), [], count(1)
-        self.widest, step = (int(self.table[:, k].max()) for k in (K_, STEP))
+        self.widest, step = (int(self.table[:, k].max()) for k in (INS, STEP))
         self.mine = ROWS*(1 + self.widest) + max(2*ROWS*step, TILE + 2 + D, self.widest)
         return self
 
@@ -538,7 +552,7 @@ class _Loops:
         finally:
             if crew.job is job: crew.job = None
         last = plan.stages[-1]
-        width = last[N_] or last[K_]
+        width = last[OUTS] or last[INS]
         out = desk.arena[last[DST]:last[DST] + R*width].reshape(R, width).copy()
         plan.desks.append(desk)
         return torch.from_numpy(out)
