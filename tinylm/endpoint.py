@@ -41,7 +41,7 @@ class StopText:
         stops:list=(), # strings that end the text, and are no part of it
     ):
         self.stream, self.stops, self.held, self.hit = TextStream(tokenizer), stops, '', False
-        # some tokenizers write a word otherwise at the beginning
+        # some tokenizers write a word otherwise at the beginning: let it hear what stands before
         self.stream.push(before[-8:])
         if self.stream.told < len(self.stream.ids): self.stream = TextStream(tokenizer)    # half a character
 
@@ -55,7 +55,7 @@ class StopText:
         ends = [i for s in self.stops if (i := self.held.find(s)) >= 0]
         self.hit = bool(ends)
         may = [n for s in self.stops for n in range(1, min(len(s), len(self.held) + 1))
-               if self.held.endswith(s[:n])]
+               if self.held.endswith(s[:n])]           # the text ends as a stop string begins: hold so much
         sure = min(ends) if ends else len(self.held) - (0 if last else max(may, default=0))
         text, self.held = self.held[:sure], self.held[sure:]
         return text
@@ -84,22 +84,6 @@ class _Choice: # one text that a client waits for
         text = self.text.push([] if over or token in self.request.stop else [token], last=over)
         if self.text.hit: self.ended = 'stop'
         return text
-
-# %% ../nbs/serve.ipynb #5e000021
-def _note(logits, token, n):
-    "The log-probability of a token, and the n best with theirs: the model's own, before any dial."
-    p = logits.float().log_softmax(-1).clamp(min=-9999.)
-    best = p.topk(min(n, len(p)))
-    return p[token].item(), list(zip(best.indices.tolist(), best.values.tolist()))
-
-class _Scoring(Engine): # notes log-probabilities for those who want them
-    def draw(self, jobs, logits):
-        tokens = super().draw(jobs, logits)
-        for job, row, token in zip(jobs, logits, tokens):
-            choice = self.choices.get(job)
-            if choice and choice.wanted is not None and isinstance(token, int):
-                choice.note = _note(row, token, choice.wanted)
-        return tokens
 
 # %% ../nbs/serve.ipynb #5e000022
 class _Host: # lets an engine make its steps, for clients that come and go
@@ -132,7 +116,7 @@ def _add(self:_Host, choice):
 def _leave(self:_Host, choice, why='abort'): # nobody listens any more; it may have ended
     if self.choices.pop(choice.job, None):
         self.engine.cancel(choice.job)
-        self.meters.ended(choice.job, 'stop' if choice.text.hit else why)
+        self.meters._ended(choice.job, 'stop' if choice.text.hit else why)
 
 @patch
 def _fail(self:_Host, e): # an error is better than an answer that never comes
@@ -148,8 +132,24 @@ def _tell(self:_Host, written): # what a step wrote, and who is done
     for job in [job for job in self.choices if job.state not in ('waiting', 'running')]:
         why = 'error' if job.error else 'stop' if job.ids[-1] in job.request.stop else 'length'
         self.choices.pop(job).tell(f'error: {job.error}' if job.error else why)
-        self.meters.ended(job, why)
-    self.meters.stepped(self.engine.trace[-1])
+        self.meters._ended(job, why)
+    self.meters._stepped(self.engine.trace[-1])
+
+# %% ../nbs/serve.ipynb #5e000021
+def _note(logits, token, n):
+    "The log-probability of a token, and the n best with theirs: the model's own, before any dial."
+    p = logits.float().log_softmax(-1).clamp(min=-9999.)
+    best = p.topk(min(n, len(p)))
+    return p[token].item(), list(zip(best.indices.tolist(), best.values.tolist()))
+
+class _Scoring(Engine): # notes log-probabilities for those who want them
+    def draw(self, jobs, logits):
+        tokens = super().draw(jobs, logits)
+        for job, row, token in zip(jobs, logits, tokens):
+            choice = self.choices.get(job)
+            if choice and choice.wanted is not None and isinstance(token, int):
+                choice.note = _note(row, token, choice.wanted)
+        return tokens
 
 # %% ../nbs/serve.ipynb #5e000033
 class _Meters: # what happened to an engine
@@ -180,22 +180,26 @@ class _Meters: # what happened to an engine
               lambda: 1 - len(pages.free)/len(pages.refs))
         self.text = lambda: lib.generate_latest(self.registry)
 
-    def wrote(self, choice, now): # a token came
-        if choice.at is None:
-            waited, n = choice.job.metrics(), len(choice.request.ids)
-            choice.cached = min(choice.job.reused, n - 1)
-            self.read.inc(n); self.asked.inc(n); self.found.inc(choice.cached)
-            self.queue.observe(waited['queue']); self.ttft.observe(waited['ttft'])
-        else: self.itl.observe(now - choice.at)
-        self.made.inc()
-        choice.at = now
+# %% ../nbs/serve.ipynb #5d000005
+@patch
+def _wrote(self:_Meters, choice, now): # a token came
+    if choice.at is None:
+        waited, n = choice.job.metrics(), len(choice.request.ids)
+        choice.cached = min(choice.job.reused, n - 1)
+        self.read.inc(n); self.asked.inc(n); self.found.inc(choice.cached)
+        self.queue.observe(waited['queue']); self.ttft.observe(waited['ttft'])
+    else: self.itl.observe(now - choice.at)
+    self.made.inc()
+    choice.at = now
 
-    def ended(self, job, reason):
-        self.over[reason].inc()
-        self.total.observe(job.metrics()['total'])
+@patch
+def _ended(self:_Meters, job, reason):
+    self.over[reason].inc()
+    self.total.observe(job.metrics()['total'])
 
-    def stepped(self, step): # of the engine's trace
-        self.preempted.inc(sum(state == 'waiting' for _, state in step['events']))
+@patch
+def _stepped(self:_Meters, step): # of the engine's trace
+    self.preempted.inc(sum(state == 'waiting' for _, state in step['events']))
 
 # %% ../nbs/serve.ipynb #5e000041
 class _Refusal(Exception): # what a client is told instead of an answer
@@ -271,22 +275,25 @@ class _Answer: # what one request is told, at once or piece by piece
         self.size = sum(len(c.request.ids) + c.request.max_new_tokens*(1 + (c.wanted or 0))
                         for c in self.choices)
 
-    def _choice(self, k, ids, i):
-        ask, e = self.ask, self.endpoint
-        seed = None if ask['seed'] is None else (ask['seed'] + i) % 2**63
-        sampling = Sampling(ask['temperature'], ask['top_k'], ask['top_p'], seed)
-        request = Request(ids, self._room(len(ids)), stop=e.ends, sampling=sampling)
-        e.engine.check(request)
-        scored = ask['logprobs'] is not None and ask['logprobs'] is not False
-        wanted = ask.get('top_logprobs', ask['logprobs']) or 0 if scored else None
-        return _Choice(request, k, self.news, StopText(e.tokenizer, request.ids, ask['stop']), wanted)
+# %% ../nbs/serve.ipynb #5d000006
+@patch
+def _choice(self:_Answer, k, ids, i):
+    ask, e = self.ask, self.endpoint
+    seed = None if ask['seed'] is None else (ask['seed'] + i) % 2**63
+    sampling = Sampling(ask['temperature'], ask['top_k'], ask['top_p'], seed)
+    request = Request(ids, self._room(len(ids)), stop=e.ends, sampling=sampling)
+    e.engine.check(request)
+    scored = ask['logprobs'] is not None and ask['logprobs'] is not False
+    wanted = ask.get('top_logprobs', ask['logprobs']) or 0 if scored else None
+    return _Choice(request, k, self.news, StopText(e.tokenizer, request.ids, ask['stop']), wanted)
 
-    def _room(self, read): # how many tokens may be written after the prompt
-        most, left = self.endpoint.longest, self.endpoint.engine.scheduler.window - read
-        n = self.ask.get('max_completion_tokens') or self.ask['max_tokens'] or self.usual or max(left, 16)
-        if read + n <= most: return n
-        raise _Refusal(400, f'{read} tokens of the prompt and {n} of the answer: expected at most {most} '
-                       'together', self.what, 'context_length_exceeded')
+@patch
+def _room(self:_Answer, read): # how many tokens may be written after the prompt
+    most, left = self.endpoint.longest, self.endpoint.engine.scheduler.window - read
+    n = self.ask.get('max_completion_tokens') or self.ask['max_tokens'] or self.usual or max(left, 16)
+    if read + n <= most: return n
+    raise _Refusal(400, f'{read} tokens of the prompt and {n} of the answer: expected at most {most} '
+                   'together', self.what, 'context_length_exceeded')
 
 # %% ../nbs/serve.ipynb #5e000053
 @patch
@@ -296,7 +303,7 @@ async def pieces(self:_Answer): # (choice, text, notes), for each token and for 
     while left:
         choice, token, note, now = await self.news.get()
         if choice.ended: continue
-        if now: self.endpoint.meters.wrote(choice, now)
+        if now: self.endpoint.meters._wrote(choice, now)
         text = choice.hear(token)
         if choice.ended:
             left -= 1; host.ask(host._leave, choice)                    # it knows nothing of stop strings
@@ -528,33 +535,7 @@ async def _lifespan(self:Endpoint, app):
     self.host.ask(None, None)
     await self.work
 
-# %% ../nbs/serve.ipynb #5e000068
-def _protocol(patience):
-    from h11 import Data, EndOfMessage, LocalProtocolError, Response
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-    class Http(H11Protocol):
-        def connection_made(self, transport): super().connection_made(transport); self.look()
-
-        def look(self, before=None): # whoever neither asks, nor waits, nor takes what was written is cut off
-            waits = self.cycle and not self.cycle.response_complete and not self.transport.is_closing()
-            now = self.cycle, self.transport.get_write_buffer_size()
-            if now == before and (now[1] or not waits): self.transport.abort()
-            else: self.loop.call_later(patience, self.look, now)
-
-        def send_400_response(self, msg):
-            status = sys.exc_info()[1].error_status_hint               # h11 says what is wrong
-            why = 'the headers are too large' if status == 431 else 'this is not HTTP'
-            body = json.dumps(_Refusal(status, why).body).encode()
-            head = [('content-type', 'application/json'), ('content-length', f'{len(body)}'),
-                    ('connection', 'close')]
-            with suppress(LocalProtocolError):                         # an answer is on its way
-                for event in Response(status_code=status, headers=head), Data(data=body), EndOfMessage():
-                    self.transport.write(self.conn.send(event))
-            self.data_received = lambda data: None                     # what still comes is dropped
-            if self.transport.can_write_eof(): self.transport.write_eof()
-            self.loop.call_later(2, self.transport.close)
-    return Http
-
+# %% ../nbs/serve.ipynb #5d00000a
 @patch
 def _server(self:Endpoint, host, port, seconds): # it, what it listens to, and the address of that
     uvicorn, family = _needs('uvicorn'), socket.AF_INET6 if ':' in host else socket.AF_INET
@@ -676,3 +657,30 @@ def from_endpoint(cls:Timeline,
     line.costs = [config.pass_cost(new, past, last_only=True, itemsize=itemsize) if config else Ledger()
                   for new, past in passes]
     return line
+
+# %% ../nbs/serve.ipynb #5e000068
+def _protocol(patience):
+    from h11 import Data, EndOfMessage, LocalProtocolError, Response
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+    class Http(H11Protocol):
+        def connection_made(self, transport): super().connection_made(transport); self.look()
+
+        def look(self, before=None): # whoever neither asks, nor waits, nor takes what was written is cut off
+            waits = self.cycle and not self.cycle.response_complete and not self.transport.is_closing()
+            now = self.cycle, self.transport.get_write_buffer_size()
+            if now == before and (now[1] or not waits): self.transport.abort()
+            else: self.loop.call_later(patience, self.look, now)
+
+        def send_400_response(self, msg):
+            status = sys.exc_info()[1].error_status_hint               # h11 says what is wrong
+            why = 'the headers are too large' if status == 431 else 'this is not HTTP'
+            body = json.dumps(_Refusal(status, why).body).encode()
+            head = [('content-type', 'application/json'), ('content-length', f'{len(body)}'),
+                    ('connection', 'close')]
+            with suppress(LocalProtocolError):                         # an answer is on its way
+                for event in Response(status_code=status, headers=head), Data(data=body), EndOfMessage():
+                    self.transport.write(self.conn.send(event))
+            self.data_received = lambda data: None                     # what still comes is dropped
+            if self.transport.can_write_eof(): self.transport.write_eof()
+            self.loop.call_later(2, self.transport.close)
+    return Http
