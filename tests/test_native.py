@@ -206,6 +206,15 @@ def test_gradients_mean_the_ordinary_path_and_a_cache_has_none(passes):
     assert not passes
     assert not model.prefill(x, cache=KVCache.of(model))[0].requires_grad and len(passes) == 2
 
+def test_who_wants_no_loops_waits_for_no_compiler(monkeypatch):
+    def ready(): raise AssertionError('the loops are compiled')
+    monkeypatch.setattr(native, '_ready', ready)
+    model, x = small_model().eval(), torch.zeros(1, 3, dtype=torch.long)
+    assert model.decode(x, 4, compile=False).shape == (1, 7)
+    engine = Engine(model, compile=False)
+    assert len(engine.generate([Request([1, 2], 3)])[0]) == 5
+    with pytest.raises(AssertionError, match='compiled'): model.decode(x, 4, compile=True)
+
 def test_training_and_a_global_hook_mean_the_ordinary_path(passes):
     model, x, seen = small_model().eval(), tokens(1, 5), []
     hook = nn.modules.module.register_module_forward_hook(lambda *_: seen.append(1))

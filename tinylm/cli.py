@@ -222,10 +222,13 @@ def _add_tokens(commands):
 # %% ../nbs/cli.ipynb #8c15a933
 _MODEL = 'a model: what tinylm train wrote, a GGUF file, or a folder of Hugging Face'
 
-def _stream(model, prompt, max_tokens, sampling, compile=None):
-    if not prompt: raise ValueError('the prompt is empty: expected at least one character')
+def _check_vocabulary(model):
     if model.tokenizer is None:
         raise ValueError('the checkpoint holds no vocabulary, so it cannot read a prompt')
+
+def _stream(model, prompt, max_tokens, sampling, compile=None):
+    if not prompt: raise ValueError('the prompt is empty: expected at least one character')
+    _check_vocabulary(model)
     ids, text = model.tokenizer.encode(prompt), TextStream(model.tokenizer)
     idx = torch.tensor([ids], device=device_of(model))
     tokens = model.stream(idx, max_tokens, sampling=sampling, compile=compile)
@@ -317,23 +320,16 @@ def _add_chat(commands):
     c.set_defaults(run=_chat)
 
 # %% ../nbs/cli.ipynb #c5e00002
-def _told(args, key):
-    "What to say when the server listens."
-    open_ = args.host not in ('127.0.0.1', '::1', 'localhost') and not key
-    def tell(name, url):
-        print(_line(f'{name} is at {url}/v1; Ctrl-C ends it'), flush=True)
-        if open_: print('(no --api-key: whoever reaches this machine can use it)', file=sys.stderr)
-    return tell
-
 def _serve(args):
     key, name = args.api_key or os.environ.get('TINYLM_API_KEY'), args.name or Path(args.checkpoint).stem
     model = load_model(args.checkpoint).to(check_device(args.device))
-    if model.tokenizer is None:
-        raise ValueError('the checkpoint holds no vocabulary, so it cannot read a prompt')
+    _check_vocabulary(model)
     shape = dict(slots=args.slots, budget=args.budget, n_pages=args.pages, compile=args.compile)
-    tell = _told(args, key)
-    Endpoint(model, name=name, key=key, **shape).run(args.host, args.port, args.grace,
-                                                     lambda url: tell(name, url))
+    def tell(url):
+        print(_line(f'{name} is at {url}/v1; Ctrl-C ends it'), flush=True)
+        if args.host not in ('127.0.0.1', '::1', 'localhost') and not key:
+            print('(no --api-key: whoever reaches this machine can use it)', file=sys.stderr)
+    Endpoint(model, name=name, key=key, **shape).run(args.host, args.port, args.grace, tell)
 
 # %% ../nbs/cli.ipynb #c5e00003
 def _add_serve(commands):

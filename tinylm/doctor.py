@@ -14,13 +14,12 @@ import torch
 
 from .cache import KVCache
 from .core import check_writable, data_dir
-from .decoding import phase_gap
+from .decoding import ordinary_reason, phase_gap
 from .model import LanguageModel, LMConfig
-from .native import native_reason
 from .paged import PagedKVCache
 from .serving import Engine, Request
 from .speculative import NGramDrafter
-from .training import course_path, evaluating
+from .training import course_path
 
 # %% ../nbs/doctor.ipynb #d0c00006
 @dataclass
@@ -103,7 +102,7 @@ def checkup()->list[Finding]:
     return [f for look in (_machine, _packages, _programs, _folder, _loops, _law, _texts) for f in look()]
 
 def _loops():
-    why = native_reason(_probe()[0])
+    why = ordinary_reason(_probe()[0])
     yield Finding('loops', why or 'compiled for this processor', not why, 'fast decoding')
 
 def about_model(
@@ -113,7 +112,7 @@ def about_model(
     c, seeded = model.config, torch.Generator().manual_seed(0)
     x = torch.randint(c.vocab_size, (1, min(24, c.block_size)), generator=seeded)
     gap = phase_gap(model, x, 1, cache=KVCache.of(model)).max().item()
-    with evaluating(model.modules()): why = native_reason(model)
+    why = ordinary_reason(model)
     return Finding('this model', f'{c.n_params:,} parameters; logits of decode and prefill differ by '
                                  f'{gap:.1e} at most; its decode steps take '
                                  + (f'the ordinary path ({why})' if why else 'compiled loops'), gap < 1e-2)

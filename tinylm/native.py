@@ -150,9 +150,13 @@ def _place(stage, at, r, g, shape, rows, table, memory, arena): # addresses of a
     if at >= old:
         key = arena + 4*(stage[SRC] + (new + at - old)*(H + 2*G)*D + (H + g)*D)
         return key, key + 4*G*D
-    page, place = table[rows[ROW, r], at//memory[SIZE]], at%memory[SIZE]
-    key = memory[MEMORY + stage[LAYER]] + 4*(page*memory[PAGE] + place*memory[PLACE] + g*memory[HEAD])
+    key = _kept_at(stage, at, rows[ROW, r], g, table, memory)
     return key, key + 4*memory[KV]
+
+@_loop
+def _kept_at(stage, at, row, g, table, memory): # the address of a key in the cache
+    page, place = table[row, at//memory[SIZE]], at%memory[SIZE]
+    return memory[MEMORY + stage[LAYER]] + 4*(page*memory[PAGE] + place*memory[PLACE] + g*memory[HEAD])
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000026
 @_loop
@@ -228,8 +232,7 @@ KV, PAGE, PLACE, HEAD, SIZE, MEMORY = range(6) # of a cache: strides, positions 
 NUMBER, INSIDE, COUNTS = 0, 8, 16 # of a desk: which pass, how many threads, two counters for each stage
 ROWS, FEW, TILE = 32, 16, 64 # that a desk has room for; that are few; keys that are taken in at a time
 PIECES, PATIENCE = 16, 20_000 # of a matrix; looks at a counter, before one helps out
-_NONE = [np.zeros(shape, kind) for shape,
-         kind in (((1, 1), 'i8'), ((1, 1), 'i8'), (1, 'i8'), ((2, 1, 1), 'f4'))]
+_NONE = [np.zeros((1, 1), 'i8'), np.zeros((1, 1), 'i8'), np.zeros(1, 'i8'), np.zeros((2, 1, 1), 'f4')]
 # what numba lacks, made on first use: numbers at an address, and counters that threads share
 _vector = _matrix = _int8s = _added = _swapped = _looked = None
 
@@ -310,11 +313,10 @@ def _meet(stage, r, shape, eps, turns, arena, mine): # queries and keys normed a
 def _keep(stage, R, shape, rows, table, memory, arena): # new keys and values into their places
     H, G, D = shape
     for r in range(R):
-        page, place = table[rows[ROW, r], rows[AT, r]//memory[SIZE]], rows[AT, r]%memory[SIZE]
-        to = memory[MEMORY + stage[LAYER]] + 4*(page*memory[PAGE] + place*memory[PLACE])
         for g in range(2*G):                           # heads of keys, then of values
             x = _vector(arena + 4*(stage[SRC] + (r*(H + 2*G) + H + g)*D), D)
-            y = _vector(to + 4*(g%G*memory[HEAD] + g//G*memory[KV]), D)
+            to = _kept_at(stage, rows[AT, r], rows[ROW, r], g%G, table, memory)
+            y = _vector(to + 4*(g//G*memory[KV]), D)
             for d in range(D): y[d] = x[d]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000028
@@ -669,7 +671,7 @@ class _Few(Pass):
     def hidden(self, model, idx):
         loops, parts = _loops_of(model), []
         if model is not self.model or _reason(model, loops): return self.p.hidden(model, idx)
-        cache = self.cache
+        cache = KVCache.of(model, *idx.shape) if type(self.p) is Fresh else self.cache
         if (places := _places(model.config, cache, idx)) is None: return self.p.hidden(model, idx)
         (*tokens, table, memory), n = places, idx.numel()
         for part in [slice(s, s + ROWS) for s in range(0, n, ROWS)]:
@@ -688,11 +690,11 @@ class _Native:
     def takes(self, model, idx, cache, begun):         # a pass through a cache keeps no gradients anyway
         fresh = cache is None
         few = self.few(model, idx.numel(), not fresh, fresh)
-        return self._taken(model, KVCache.of(model, *idx.shape) if fresh else cache, begun) if few else begun
+        return self._taken(model, cache, begun) if few else begun
 
     @contextmanager
     def _taken(self, model, cache, begun):
-        kinds = (KVCache, Fresh), (KVCache, Cached), (Batch, Paged)
+        kinds = (type(None), Fresh), (KVCache, Cached), (Batch, Paged)
         with begun as p: yield _Few(p, model, cache) if (type(cache), type(p)) in kinds else p
 
     def logits(self, model, hidden):

@@ -30,8 +30,8 @@ from .cache import KVCache
 from .core import check_count, check_number, check_one_of, shown
 from .cost import Ledger, Machine, Timeline
 from .data import visible
-from .decoding import probabilities
-from .model import NATIVE, LanguageModel, Watched, check_ids
+from .decoding import ordinary_reason, probabilities
+from .model import LanguageModel, Watched, check_ids
 from .serving import Engine, Request
 from .speculative import NGramDrafter
 from .training import device_of, evaluating
@@ -577,7 +577,7 @@ def record(cls:PhaseRace,
         plain = dict(compile=False)
         ways = {'naive': dict(use_cache=False, **plain), 'cached': plain,
                 'speculative': dict(drafter=NGramDrafter(), **plain)}
-        if [native.reason(model) for native in NATIVE] == ['']: ways['compiled'] = dict(compile=True)
+        if not ordinary_reason(model): ways['compiled'] = dict(compile=True)
     alone = lambda n, how: _lane(model, lambda: model.stream(idx, n, temperature=0, **how))
     lanes = {name: [alone(k, how) for k in (min(n, 3), n)][-1] for name, how in ways.items()}
     if rows: lanes['batched'] = [_batched(model, idx, k, rows) for k in (min(n, 3), n)][-1]

@@ -57,6 +57,8 @@ function land(p, u) {   // the place on which the number u falls
   return i < 0 ? p.findLastIndex(x => x > 0) : i;
 }
 
+const ranked = scores => [...scores.keys()].sort((a, b) => scores[b] - scores[a] || a - b);   // best first
+
 function candidate(id, label) {   // a token of the list
   const i = h('i', {}), u = h('u', { title: 'at temperature 1, nothing cut' });
   const out = h('output', {}), why = h('span', { class: 'why' });
@@ -69,7 +71,7 @@ function candidate(id, label) {   // a token of the list
 function tokenProbabilities(data, state, page) {
   const { tokens } = data, logits = unpack(data.logits, Float32Array), V = logits.length;
   const ids = [...Array(V).keys()], shown = Math.min(V, 200);
-  const order = [...ids].sort((a, b) => logits[b] - logits[a] || a - b);
+  const order = ranked(logits);
   const plain = distribution(logits, order, 1, null, null).p;
   const step = k => Math.floor(8*Math.log2(k));   // large ones in steps that grow
   const ks = ids.map(i => i + 1).filter(k => k <= 64 || k === V || step(k) !== step(k - 1));

@@ -115,7 +115,7 @@ function brought(rows, t) {   // what each part did to one channel: bars that be
 }
 
 function scores(logits, t) {
-  const order = [...logits.keys()].sort((a, b) => logits[b] - logits[a] || a - b), low = logits[order.at(-1)];
+  const order = ranked(logits), low = logits[order.at(-1)];
   const width = id => 100*(logits[id] - low)/Math.max(1e-9, logits[order[0]] - low);
   const bar = id => h('li', {}, h('span', { class: 'name' }, h('code', {}, t.sign(id))),
     h('span', { class: 'bar' }, h('i', { style: `width: ${width(id)}%` })),
@@ -125,7 +125,7 @@ function scores(logits, t) {
 }
 
 function drawn(t) {   // all shares in a line, in the order of the ids; a number falls on one of them
-  const { logits } = t.look, order = [...logits.keys()].sort((a, b) => logits[b] - logits[a] || a - b);
+  const { logits } = t.look, order = ranked(logits);
   const { p } = distribution(logits, order, t.temperature, t.topK, null), share = [];
   order.forEach((id, i) => { share[id] = p[i]; });
   const hit = land(share, t.number), start = sum(share.slice(0, hit)), f = x => x.toFixed(4);

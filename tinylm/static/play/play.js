@@ -630,7 +630,7 @@ function playground(data, state, page) {
       );
       return;
     }
-    const order = [...logits.keys()].sort((a, b) => logits[b] - logits[a] || a - b);
+    const order = ranked(logits);
     const { p } = distribution(logits, order, state.temperature, state.top_k, null);
     next.replaceChildren(...order.slice(0, 10).map((id, i) => row(sign(about.chars[id]), p[i])));
   }
