@@ -489,6 +489,26 @@ def test_every_figure_has_an_alt_text(path):
                and any('image/png' in o.get('data', {}) and 'text/html' not in o.data for o in c.outputs)]
     assert [s for s in figures if not re.match(r'#\| fig-alt: "[^"\\]{30,}"\n', s)] == []
 
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_no_page_ends_with_code_that_the_site_moves(path):
+    "nbdev looks at the cell after each `#| exports`."
+    assert not re.match(r'#\|\s*exports', nbformat.read(path, 4).cells[-1].source)
+
+SETUP = ('NATIVE.clear()', 'plt.style.use(', 'os.environ[', 'sys.path.append(', 'if not find_spec(')
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_a_cell_that_imports_does_little_else(path):
+    "nbdev executes such cells when it makes the site: nothing is trained, measured or served there."
+    def little(node):
+        if isinstance(node, ast.Try): return all(map(little, node.body))
+        if isinstance(node, (ast.Import, ast.ImportFrom)): return True
+        return ast.unparse(node).startswith(SETUP)
+    for c in nbformat.read(path, 4).cells:
+        if c.cell_type != 'code' or re.search(r'^(%%|#\|\s*exports?\b)', c.source, re.M): continue
+        nodes = ast.parse(c.source).body
+        if any(isinstance(n, (ast.Import, ast.ImportFrom)) for top in nodes for n in ast.walk(top)):
+            assert [ast.unparse(n)[:60] for n in nodes if not little(n)] == [], c.id
+
 @pytest.mark.slow
 def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
     "nbdev's own processing, which Quarto then renders: sources stay visible, docments become tables."
@@ -498,7 +518,8 @@ def test_the_site_is_processed_with_code_docs_and_outputs(tmp_path):
     code = 'from nbdev.serve import proc_nbs\nif __name__ == "__main__": proc_nbs(n_workers=0)'
     paths = os.pathsep.join([str(ROOT), str(ROOT/'tools')])                # as `make docs` has them
     assert 'PYTHONPATH=tools $(BIN)/nbdev_docs' in (ROOT/'Makefile').read_text()
-    run_python('-c', code, cwd=tmp_path, check=True, env=dict(os.environ, PYTHONPATH=paths))
+    done = run_python('-c', code, cwd=tmp_path, env=dict(os.environ, PYTHONPATH=paths))
+    assert done.returncode == 0, done.stderr
     pages = {p.name: nbformat.read(p, 4) for p in (tmp_path/'_proc').glob('*.ipynb')}
     assert sorted(pages) == [p.name for p in PAGES] and (tmp_path/'_proc'/'images'/'phases.svg').exists()
     assert (tmp_path/'_proc'/'404.qmd').exists()

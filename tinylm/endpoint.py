@@ -52,11 +52,11 @@ class StopText:
         "Take in tokens, and return the text that is certain."
         if self.hit: return ''
         self.held += self.stream.push(ids) + (self.stream.flush() if last else '')
-        ends = [i for s in self.stops if (i := self.held.find(s)) >= 0]
+        ends = [(i + len(s), i) for s in self.stops if (i := self.held.find(s)) >= 0]
         self.hit = bool(ends)
         may = [n for s in self.stops for n in range(1, min(len(s), len(self.held) + 1))
                if self.held.endswith(s[:n])]           # the text ends as a stop string begins: hold so much
-        sure = min(ends) if ends else len(self.held) - (0 if last else max(may, default=0))
+        sure = min(ends)[1] if ends else len(self.held) - (0 if last else max(may, default=0))
         text, self.held = self.held[:sure], self.held[sure:]
         return text
 
