@@ -915,7 +915,7 @@ def test_a_live_chat_in_jupyterlab(open_notebook, lab):
     assert value(nb, 'len(talk.turns)') == 3
 
     nb.python('pause = .1')
-    say(card, 'a piece'); grown = growing(card)                                # token by token
+    grown = growing(card, say(card, 'a piece'))                                # token by token
     assert nb.python('print(1 + 1)') == '2' and card.get_by_role('button', name='Stop').is_visible()
     field.fill('too soon'); field.press('Enter'); settle(card)
     assert 'One answer at a time' in card.locator('.say').first.inner_text()
@@ -925,7 +925,7 @@ def test_a_live_chat_in_jupyterlab(open_notebook, lab):
     last = card.locator('.log p').last.text_content().removeprefix('Model: ')
     assert _plain(value(nb, 'talk.messages[-1]["content"]')) == last and last.startswith(grown)
 
-    field.fill(''); say(card, 'a word'); growing(card)
+    field.fill(''); growing(card, say(card, 'a word'))
     card.get_by_role('button', name='■ Stop').click()
     answers.nth(4).wait_for()
     assert 'stopped' in answers.nth(4).inner_text()
@@ -937,11 +937,14 @@ def test_a_live_chat_in_jupyterlab(open_notebook, lab):
     assert page.bad == []
 
 def say(card, text):
+    "Say it; where in the log it will stand."
+    at = card.locator('.log > div').count()
     card.get_by_label('Your message').fill(text); card.get_by_role('button', name='Send').click()
+    return at
 
-def growing(card):
-    "Wait until an answer has grown twice; what it was then."
-    words = card.locator('.log > div').last.locator('.answer span').last
+def growing(card, at):
+    "Wait until the answer at a place in the log has grown twice; what it was then."
+    words = card.locator('.log > div').nth(at).locator('.answer span').last
     longer = '([e, n]) => e.textContent.length > n'
     wait = lambda n: card.page.wait_for_function(longer, arg=[words.element_handle(), n])
     wait(1); seen = words.text_content(); wait(len(seen))

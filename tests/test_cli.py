@@ -476,6 +476,7 @@ def test_ctrl_c_cuts_an_answer_and_at_the_prompt_ends_the_chat(endless):
         assert rest.count('la ') < 29_000 and 'stopped' not in rest
         saved.append(int(re.search(r'(\d+) saved', rest)[1]))
     assert saved[0] == 0 and saved[1] > 10
+    time.sleep(.3)                                     # a prompt stands there before Python waits for a key
     t.type('\x03')
     code, rest = t.ended()
     assert code == 130 and rest.splitlines()[-1] == 'tinylm: stopped' and 'Traceback' not in rest

@@ -371,6 +371,26 @@ def test_a_profiler_does_not_follow_the_compiler(tmp_path):
     said = run_python('-c', 'import numba; from llvmlite import ir\n' + watch + ONCE + show, env=env)
     assert said.stdout.splitlines()[-1] == 'False True True', said.stdout + said.stderr
 
+BITS = '''
+from hashlib import sha256
+import torch
+from tinylm import *
+for kind in ({}, dict(mlp='swiglu', norm='rms', positions='rotary', qk_norm=True, n_kv_head=2)):
+    for int8 in (False, True):
+        torch.manual_seed(0)
+        model = LanguageModel(LMConfig(90, 64, 3, 4, 48, **kind)).eval()
+        if int8: quantize_(model)
+        ids, cache = torch.randint(90, (1, 40)), KVCache.of(model, 1, 40)
+        with torch.no_grad(): logits = torch.cat([model.prefill(i, cache=cache)[0] for i in ids.split(1, 1)])
+        print(native_reason(model), sha256(logits.numpy()).hexdigest())
+'''
+
+@pytest.mark.slow
+def test_who_compiles_the_loops_gets_the_bits_of_those_who_find_them(tmp_path):
+    env = os.environ | dict(TINYLM_DATA=str(tmp_path), PYTHONPATH=paths())
+    first, again = (run_python('-c', BITS, env=env) for _ in range(2))
+    assert first.stdout == again.stdout and len(first.stdout.split()) == 4, first.stderr
+
 @pytest.mark.slow
 def test_damaged_files_of_compiled_code_cost_a_line(tmp_path):
     env = os.environ | dict(TINYLM_DATA=str(tmp_path), PYTHONPATH=paths())

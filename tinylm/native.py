@@ -400,7 +400,7 @@ def _compile():
     "Put compiled functions in the place of the loops; what comes out is kept on disk."
     import numba
     how = dict(fastmath={'reassoc', 'contract', 'nsz', 'arcp'}, nogil=True, boundscheck=False,
-               error_model='numpy')
+               error_model='numpy', forceinline=True)  # one machine code, whether compiled now or kept
     if folder := _folder(): numba.config.CACHE_DIR = str(folder)
     loops = _primitives() | {f.__name__: numba.njit(**how)(getattr(f, 'py_func', f)) for f in _LOOPS}
     globals().update(loops)
