@@ -13,11 +13,11 @@ real-model: .venv/weights    # fetch a model of 135 million parameters, and ask 
 lab: .venv/everything        # the course in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-test: .venv/everything       # everything that can be proved
-	$(BIN)/python -m pytest
+test: quick                  # everything that can be proved
+	$(BIN)/python -m pytest -m 'slow or browser'
 
-quick: .venv/everything      # what can be proved in two minutes, about every module
-	$(BIN)/python -m pytest -m 'not slow and not browser'
+quick: .venv/everything      # what can be proved in two minutes, about every module: a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not slow and not browser'
 
 export: .venv/everything     # notebooks -> package and README; nbdev looks for _quarto.yml beside the notebooks
 	cp _quarto.yml nbs/_quarto.yml

@@ -197,7 +197,8 @@ def test_the_largest_seed_repeats_its_draws():
 
 # --- sampling
 
-@pytest.mark.parametrize('how', [dict(), dict(use_cache=False), dict(drafter=NGramDrafter(1))], ids=str)
+@pytest.mark.parametrize('how', [dict(), dict(use_cache=False), dict(drafter=NGramDrafter(1))],
+                         ids=['cached', 'again', 'guessed'])
 def test_the_best_token_needs_no_chance(how):
     "Greedy text leaves a generator, and PyTorch's own, as they were for whoever draws next."
     model, idx, chance = small_model(), tokens(1, 3), seeded()

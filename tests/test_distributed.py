@@ -88,6 +88,7 @@ def told(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder/'told.json').read_text())
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_the_curve_of_two_processes_is_that_of_one(told, name):
     want = losses(trainer(CASES[name]), 20)
@@ -95,6 +96,7 @@ def test_the_curve_of_two_processes_is_that_of_one(told, name):
     assert {'ddp', 'fsdp'} <= got.keys() and want[-1] < want[0]
     for kind, each in got.items(): assert each == pytest.approx(want, abs=1e-5), kind
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_a_checkpoint_is_the_same_file_for_any_number_and_kind(told, name):
     folder, _ = told
@@ -109,6 +111,7 @@ def test_a_checkpoint_is_the_same_file_for_any_number_and_kind(told, name):
         for k, t in want.tensors.items():
             assert torch.allclose(got.tensors[k].double(), t.double(), atol=2e-4), (file.name, k)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_a_run_goes_on_with_another_number_and_kind(told, name):
     folder, said = told
@@ -119,6 +122,7 @@ def test_a_run_goes_on_with_another_number_and_kind(told, name):
     for file in folder.glob(f'{name}.*'):              # two -> one
         assert losses(trainer(CASES[name], seed=9).load(file), 10) == pytest.approx(want, abs=1e-5)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_each_process_drops_its_own_and_again_the_same(told, kind):
     said = told[1]
@@ -133,6 +137,7 @@ def kept(step):
     LanguageModel.from_safetensors('m.safetensors')
     assert not [p.name for p in Path().iterdir() if p.name.startswith('.')]
 
+@pytest.mark.slow
 def test_a_killed_process_is_named_and_the_launcher_goes_on(folder, capsys):
     assert main(['train', *TINY[:-1], 'one.safetensors']) == 0
     done = launch('die', 'train', *TINY, more=['--max-restarts', '1'])
@@ -143,6 +148,7 @@ def test_a_killed_process_is_named_and_the_launcher_goes_on(folder, capsys):
     assert all(torch.allclose(one[k], two[k], atol=1e-4) for k in one)
     assert [h['step'] for h in read_run('m.training.safetensors').progress['history']] == [0, 5, 10, 12]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode, says', [('hang', 'rank 1: no answer'), ('full', 'rank 0: .*File too large'),
                                         ('broken', 'rank 1: something of its own')])
 def test_one_line_names_the_process_that_is_at_fault(folder, mode, says):
@@ -151,6 +157,7 @@ def test_one_line_names_the_process_that_is_at_fault(folder, mode, says):
     assert re.search(says, lines(done)[0]) and '--resume goes on from there' in lines(done)[0], lines(done)
     kept(5)
 
+@pytest.mark.slow
 def test_an_interrupt_is_told_once_and_the_run_goes_on_alone(folder, capsys):
     words = [*TINY, '--steps', '100000']
     with start(*TORCHRUN, '-m', 'tinylm', 'train', *words, env=ENV, text=True, stdout=subprocess.PIPE,
@@ -165,6 +172,7 @@ def test_an_interrupt_is_told_once_and_the_run_goes_on_alone(folder, capsys):
     assert len(told) == 1 and told[0].startswith('tinylm: stopped; m.training.safetensors holds'), err
     kept(read_run('m.training.safetensors').progress['step'])
 
+@pytest.mark.slow
 def test_what_is_wrong_with_the_words_is_said_once(folder):
     done = launch('broken', 'train', *TINY[:-2], '--out', 'm.safetensors', '--batch-size', 5)
     assert len(lines(done)) == 1 and 'batch_size 5 is no multiple of 2 processes' in lines(done)[0]

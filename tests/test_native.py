@@ -1,5 +1,5 @@
 "Compiled loops: the law, the same bits from run to run, and the ordinary path wherever they do not apply."
-import gc, os, sys, threading, time, weakref
+import gc, os, shutil, sys, threading, time, weakref
 from math import exp
 
 import pytest
@@ -363,14 +363,6 @@ def test_a_folder_that_cannot_be_written_costs_a_line(folder):
     lines = [line for line in said.stderr.splitlines() if 'compiling' not in line]
     assert said.stdout.startswith("''") and len(lines) == 1 and 'cannot be kept' in lines[0], said.stderr
 
-@pytest.mark.slow
-def test_a_profiler_does_not_follow_the_compiler(tmp_path):
-    watch = 'import sys; seen = set(); sys.setprofile(lambda f, *_: seen.add(f.f_code.co_filename))\n'
-    show = 'print("llvm" in repr(seen), "native.py" in repr(seen), sys.getprofile() is not None)'
-    env = os.environ | dict(TINYLM_DATA=str(tmp_path), PYTHONPATH=paths())
-    said = run_python('-c', 'import numba; from llvmlite import ir\n' + watch + ONCE + show, env=env)
-    assert said.stdout.splitlines()[-1] == 'False True True', said.stdout + said.stderr
-
 BITS = '''
 from hashlib import sha256
 import torch
@@ -385,18 +377,42 @@ for kind in ({}, dict(mlp='swiglu', norm='rms', positions='rotary', qk_norm=True
         print(native_reason(model), sha256(logits.numpy()).hexdigest())
 '''
 
-@pytest.mark.slow
-def test_who_compiles_the_loops_gets_the_bits_of_those_who_find_them(tmp_path):
-    env = os.environ | dict(TINYLM_DATA=str(tmp_path), PYTHONPATH=paths())
-    first, again = (run_python('-c', BITS, env=env) for _ in range(2))
-    assert first.stdout == again.stdout and len(first.stdout.split()) == 4, first.stderr
+WATCH = '''
+import sys, numba
+from llvmlite import ir
+seen = set()
+sys.setprofile(lambda f, *_: seen.add(f.f_code.co_filename))
+'''
+SEEN = 'print("llvm" in repr(seen), "native.py" in repr(seen), sys.getprofile() is not None)'
+
+def in_folder(folder, code): return run_python('-c', code, env=os.environ | dict(TINYLM_DATA=str(folder),
+                                                                                PYTHONPATH=paths()))
+
+@pytest.fixture(scope='module')
+def compiled(tmp_path_factory):
+    "A folder where one process, watched by a profiler, kept its loops, and what it said."
+    folder = tmp_path_factory.mktemp('compiled')
+    return folder, in_folder(folder, WATCH + BITS + SEEN)
 
 @pytest.mark.slow
-def test_damaged_files_of_compiled_code_cost_a_line(tmp_path):
-    env = os.environ | dict(TINYLM_DATA=str(tmp_path), PYTHONPATH=paths())
-    first = run_python('-c', ONCE, env=env)
-    files = [f for f in tmp_path.glob('numba/**/*.nb?')]
+def test_a_profiler_does_not_follow_the_compiler(compiled):
+    _, said = compiled
+    assert said.stdout.splitlines()[-1] == 'False True True', said.stdout + said.stderr
+
+@pytest.mark.slow
+def test_who_compiles_the_loops_gets_the_bits_of_those_who_find_them(compiled):
+    folder, first = compiled
+    again = in_folder(folder, BITS)
+    assert first.stdout.splitlines()[:-1] == again.stdout.splitlines(), first.stderr
+    assert len(again.stdout.split()) == 4, again.stderr
+
+@pytest.mark.slow
+def test_damaged_files_of_compiled_code_cost_a_line(compiled, tmp_path):
+    whole, first = compiled
+    shutil.copytree(whole, folder := tmp_path/'damaged')
+    files = [f for f in folder.glob('numba/**/*.nb?')]
     assert len(files) == 2
     for f in files: f.write_bytes(f.read_bytes()[:20])
-    again = run_python('-c', ONCE, env=env)
-    assert again.stdout == first.stdout and again.stderr.count('cannot be kept') <= 1, again.stderr
+    again = in_folder(folder, BITS)
+    assert first.stdout.splitlines()[:-1] == again.stdout.splitlines()
+    assert again.stderr.count('cannot be kept') <= 1, again.stderr
