@@ -14,7 +14,7 @@ import httpx
 import openai
 from helpers import CHATML, quick, run, seeded, small_model, start_python
 from test_serving import check_empty
-from tinylm import (CharTokenizer, DecodeTimeline, Machine, Sampling, Timeline, chat_ids,
+from tinylm import (CharTokenizer, DecodeTimeline, Machine, Sampling, Timeline, chat_ids, native,
                     train_subwords)
 from tinylm.cli import main
 from tinylm.endpoint import Endpoint, StopText
@@ -184,6 +184,14 @@ def test_stop_strings_end_a_text_wherever_the_tokens_are_cut(words, stops, data)
     out += heard.push([], last=True)
     found = [(words.index(s) + len(s), words.index(s)) for s in stops if s in words]
     assert out == words[:min(found)[1] if found else None] and heard.hit == any(s in words for s in stops)
+
+def test_loops_are_compiled_before_anybody_asks(monkeypatch):
+    asked = []
+    monkeypatch.setattr(native, '_ready', lambda: asked.append(True) or True)
+    Endpoint(MODEL, compile=False)
+    assert not asked
+    Endpoint(MODEL)
+    assert asked
 
 def test_stop_strings_over_the_wire(letters):
     e, _, client = letters

@@ -26,7 +26,7 @@ from .conversation import Turn, phases_of
 from .core import check_count, check_number, shown
 from .cost import Ledger, Machine, Timeline
 from .data import TextStream, check_tokenizer
-from .decoding import Sampling
+from .decoding import Sampling, ordinary_reason
 from .model import LanguageModel, LMConfig
 from .serving import Engine, Job, Request
 from .subwords import chat_ids
@@ -425,6 +425,7 @@ class Endpoint:
         self.limit, self.longest = check_count('limit', limit), max(model.config.block_size, 4096)
         self.patience, self.writing = check_number('patience', patience, above=True), 0
         self.meters, self.made = _Meters(self.engine, name), int(time.time())
+        if engine.get('compile') is not False: ordinary_reason(model)      # no request waits for a compiler
 
 # %% ../nbs/serve.ipynb #5e000062
 async def _body(http, most, seconds): # the JSON of a request
