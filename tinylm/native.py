@@ -389,6 +389,9 @@ _state = SimpleNamespace(tried=False, why='', lock=threading.RLock())
 
 def _say(words): print('tinylm:', words, file=sys.stderr, flush=True)
 
+def _tell(words): # somebody who waits there; not a log, which holds errors
+    if 'ipykernel' in sys.modules or sys.stderr and sys.stderr.isatty(): _say(words)
+
 def _folder(): # where compiled code is kept, or None
     try: (folder := data_dir()/'numba').mkdir(parents=True, exist_ok=True); check_writable(folder/'probe')
     except OSError as e: _say(f'compiled loops cannot be kept: {e}'); return None
@@ -425,7 +428,7 @@ def _ready():
     "Whether the loops are compiled; if not, `_state.why` says why not."
     with _state.lock:
         if not _state.tried:
-            wait = threading.Timer(1.5, _say, ['compiling loops for this processor, once'])
+            wait = threading.Timer(1.5, _tell, ['compiling loops for this processor, once'])
             wait.daemon = True; wait.start()
             try:
                 with _unwatched(): _compile()
