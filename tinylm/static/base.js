@@ -47,7 +47,7 @@ legend { float: left; padding: 0; color: var(--muted); }
 .seg input:checked + span { background: var(--prefill); color: var(--on); font-weight: 600; }
 .seg input:focus-visible + span { outline: 3px solid var(--ink); outline-offset: -3px; border-radius: 6px; }
 .seg label:hover input:not(:checked) + span { background: var(--shade); }
-.slide { display: grid; grid-template-columns: 6em minmax(70px, 1fr) 5.5em; gap: 10px; align-items: center;
+.slide { display: grid; grid-template-columns: 7em minmax(70px, 1fr) 5.5em; gap: 10px; align-items: center;
   margin-bottom: 6px; }
 .slide > span { color: var(--muted); }
 .slide output { font-weight: 600; white-space: nowrap; }
