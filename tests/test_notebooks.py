@@ -1,5 +1,5 @@
 "Every notebook runs from a fresh kernel, and every exercise has a check that tells right from wrong."
-import json, os, re, sys
+import ast, json, os, re, sys
 from collections import defaultdict
 from dataclasses import replace
 
@@ -106,3 +106,17 @@ def test_saved_outputs_are_there_and_clean(path):
     text = json.dumps(outputs)
     assert str(ROOT) not in text and os.path.expanduser('~') + '/' not in text and '/tmp/' not in text
     assert all(c.execution_count is None for c in code)                   # nbdev_clean has been here
+
+FOLD, HEADING = re.compile(r'^#\| (code-fold: true|hide)$', re.M), re.compile(r'^## ', re.M)
+
+def only_imports(source):
+    lines = [n for n in ast.parse(source).body if not ast.unparse(n).startswith('plt.style.use(')]
+    return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in lines)
+
+@pytest.mark.parametrize('path', LESSONS, ids=names)
+def test_jupyterlab_folds_what_the_site_folds_and_what_a_lesson_imports(path):
+    begun = False                                                         # imports of later cells are shown
+    for c in cells(path):
+        begun = begun or c.cell_type == 'markdown' and bool(HEADING.search(c.source))
+        if c.cell_type == 'code' and (FOLD.search(c.source) or not begun and only_imports(c.source)):
+            assert c.metadata.get('jupyter', {}).get('source_hidden'), f'collapse this cell: {c.source[:80]}'

@@ -91,7 +91,9 @@ def test_a_product_is_that_of_the_numbers_behind(N, K, lead, dtype, seed, in_blo
     assert y.shape == (*lead, N) and y.dtype == dtype
     want = F.linear(x.double(), whole.double()*scale.double()[:, None])
     size = F.linear(x.double().abs(), (whole.double()*scale.double()[:, None]).abs())
-    assert ((y.double() - want).abs() <= 4*torch.finfo(dtype).eps*size + 1e-4*(dtype == torch.float16)).all()
+    units = (K + 3)/2 if dtype == torch.float32 else 4   # K sums round, half a unit each; halves at the end
+    room = units*torch.finfo(dtype).eps*size + 1e-4*(dtype == torch.float16)
+    assert ((y.double() - want).abs() <= room).all()
     moved = F.linear(x.double(), w.double()) - want           # what the rounding of weights does
     assert (moved.abs() <= 1.0001*(x.double().abs().sum(-1, keepdim=True)*scale.double()/2) + 1e-12).all()
 

@@ -192,6 +192,7 @@ def test_a_live_map_sends_the_head_that_is_chosen_and_no_other(monkeypatch):
     pytest.importorskip('anywidget')
     squeezed(monkeypatch)
     w = AttentionMap(small(), 'abcdefgh'*2, layer=1); live = w.widget(); sent = []
+    assert live.chosen['query'] == 15                                  # the last token's row, at first
     assert live.data['pool'] == 4 and (shown_means(live.data) - means(w.maps[0], 4)).abs().max() < .01
     live.observe(lambda change: sent.append(change.new), 'detail')
     for choice in ({}, {'query': 3}, {'head': 1}, {'layer': 0, 'head': 1}, {'layer': 7}, {'head': 'x'}):
