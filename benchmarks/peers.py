@@ -5,6 +5,7 @@
     python benchmarks/peers.py --size L --prompt 512 --new 32 --static
     python benchmarks/peers.py --size M --train
     python benchmarks/peers.py --checkpoint SmolLM2-135M-Instruct.Q4_1.gguf --prompt 128
+    python benchmarks/peers.py --all    # the table of the page about benchmarks, in half an hour
 
 Random weights of a GPT-2 shape, or those of a file, go into every engine that can be imported, as float32.
 The engines take turns, so that a slow minute of the machine hits all of them. Printed: medians, their
@@ -20,6 +21,7 @@ neighbour.
 With --train, a training step (forward, backward, AdamW) is compared with that of transformers.
 """
 import argparse, json, multiprocessing, tempfile, time
+from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,9 +30,15 @@ from statistics import median
 import torch
 from torch.nn.functional import cross_entropy
 
-from tinylm import (CharTokenizer, LanguageModel, check_count, family_of, load_model, native_reason,
+from tinylm import (CharTokenizer, LanguageModel, check_count, data_dir, family_of, load_model, native_reason,
     quantize_, to_gguf, to_hf)
 from tinylm.bench import SIZES
+from tinylm.pretrained import REAL_MODEL
+
+COLUMNS = { # of the table that --all makes
+    'S': dict(size='S'), 'M': dict(size='M'), 'L': dict(size='L'), 'L, 512': dict(size='L', prompt=512),
+    'SmolLM2': dict(prompt=128),
+}
 
 def to_transformers(model):
     "The same weights in transformers, which shall write on whatever it has written."
@@ -145,6 +153,7 @@ def engines(model, args, folder):
         yield 'llama.cpp q8_0', InItsOwnProcess(llama_engine, to_q8(folder/'model.gguf'), *about, True)
 
 def compare_decoding(model, args, folder):
+    "Measure and print; name -> ratios to transformers, a pair of runs each."
     idx = torch.randint(model.config.vocab_size, (1, args.prompt))
     ways = dict(engines(model, args, folder))
     texts = {name: engine(idx, args.new)[1] for name, engine in ways.items()}      # warm-up
@@ -159,12 +168,29 @@ def compare_decoding(model, args, folder):
           f'{torch.get_num_threads()} threads, torch {torch.__version__}; ratios to transformers, pairwise')
     print(f'{"engine":20} {"tokens/s":>9} {"ratio":>6} {"min":>6} {"max":>6}   {"TTFT ms":>8} {"ratio":>6}   '
           f'same text')
-    for n in ways:
-        r = [b/a for a, b in zip(per_token[n], per_token['transformers'])]
+    ratios = {n: [b/a for a, b in zip(per_token[n], per_token['transformers'])] for n in ways}
+    for n, r in ratios.items():
         t = [b/a for a, b in zip(first[n], first['transformers'])]
         same = (texts[n] == texts['transformers']).float().mean().item()
         print(f'{n:20} {1/median(per_token[n]):9,.0f} {median(r):6.2f} {min(r):6.2f} {max(r):6.2f}   '
-              f'{1e3*median(first[n]):8.1f} {median(t):6.2f}   {same:.0%}')
+              f'{1e3*median(first[n]):8.1f} {median(t):6.2f}   {same:.0%}', flush=True)
+    return ratios
+
+def compare_all(args):
+    "Column after column, each in a process of its own; then all of them in a table."
+    table, real = {}, data_dir()/REAL_MODEL
+    for name, change in COLUMNS.items():
+        if name == 'SmolLM2':
+            if not real.exists(): print('SmolLM2 is left out: `make real-model` fetches it'); continue
+            change = change | dict(checkpoint=str(real))
+        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+            table[name] = pool.submit(decoding, argparse.Namespace(**vars(args) | change)).result()
+    print('decode, ratios to transformers: the median of the pairs (smallest to largest)')
+    print(f'{"":20}' + ''.join(f'{name:>20}' for name in table))
+    for n in dict.fromkeys(n for column in table.values() for n in column):
+        cells = [f'{median(r):.2f} ({min(r):.2f} to {max(r):.2f})' if r else '-'
+                 for r in (column.get(n) for column in table.values())]
+        print(f'{n:20}' + ''.join(f'{cell:>20}' for cell in cells))
 
 def training_step(model, loss_of):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -172,7 +198,8 @@ def training_step(model, loss_of):
         optimizer.zero_grad(); loss_of(x, y).backward(); optimizer.step()
     return step
 
-def compare_training(model, args):
+def compare_training(args):
+    model = prepared(args)
     peer, c = to_transformers(model), model.config
     def loss_of_peer(x, y): return cross_entropy(peer(x).logits.flatten(0, 1), y.flatten())
     ways = {'tinylm': training_step(model.train(), lambda x, y: model.prefill(x, y)[1]),
@@ -200,15 +227,18 @@ def main():
     p.add_argument('--static', action='store_true', help="also transformers' static cache")
     p.add_argument('--train', action='store_true', help='compare a training step in place of decoding')
     p.add_argument('--batch', type=int, default=12, help='windows in a training step (%(default)s)')
+    p.add_argument('--all', action='store_true', help='all sizes and the real model of lesson 12, in a table')
     args = p.parse_args()
-    torch.manual_seed(0)
-    try: model = prepared(args)
+    try: compare_all(args) if args.all else compare_training(args) if args.train else decoding(args)
     except (ValueError, OSError, ImportError) as e: p.error(str(e))
-    if args.train: return compare_training(model, args)
-    with tempfile.TemporaryDirectory() as folder: compare_decoding(model, args, Path(folder))
+
+def decoding(args):
+    model = prepared(args)
+    with tempfile.TemporaryDirectory() as folder: return compare_decoding(model, args, Path(folder))
 
 def prepared(args):
     "The model that all shall run, and numbers that make sense for it."
+    torch.manual_seed(0)
     for name, least in dict(prompt=1, new=2, repeats=1, batch=1).items():
         check_count(name, getattr(args, name), least)
     model = load_model(args.checkpoint) if args.checkpoint else toy(SIZES[args.size])

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinylm import (Engine, KVCache, LanguageModel, LMConfig, ModelDrafter, NGramDrafter, PagedKVCache,
-                    Request, native, native_reason)
+                    Request, Sampling, native, native_reason)
 from tinylm.model import COMPILE
 
 pytest.importorskip('numba', reason='pip install numba')
@@ -79,6 +79,44 @@ def test_int8_activations_change_little():
         got, new = model.prefill(x[:, :-1], x[:, 1:])
         gaps.append(((got - want).abs().median()/want.std()).item()); losses.append(exp(new - loss))
     assert max(gaps) < .02 and max(abs(r - 1) for r in losses) < .005, (gaps, losses)
+
+# --- a text in one call
+
+@quick
+@given(models(most=40), st.data())
+def test_a_text_in_one_call_is_the_text_of_step_after_step(model, data):
+    size = model.config.block_size
+    x, n = tokens(1, data.draw(st.integers(1, size))), data.draw(st.integers(0, size + 5))
+    want = torch.cat([x, *model.stream(x, n, temperature=0)], 1)
+    PASSES.clear()
+    assert torch.equal(model.decode(x, n, temperature=0), want)
+    if x.shape[1] + n <= size + 1:                          # the prompt, its logits, and all the rest
+        assert len(PASSES) <= 2*-(-x.shape[1]//native.ROWS) + -(-n//native.AT_ONCE)
+
+def test_who_draws_looks_on_or_has_several_rows_goes_step_by_step(monkeypatch, passes):
+    model = small_model(block_size=32).eval()
+    class Own(Sampling):
+        def draw(self, logits, generator=None): return super().draw(-logits, generator)
+    def several_calls(rows=1, **how):
+        passes.clear(); model.decode(tokens(rows, 3), 20, **how)
+        return len(passes) > 19
+    assert not several_calls(temperature=0)
+    for how in (dict(), dict(temperature=.5, top_k=3), dict(rows=2, temperature=0),
+                dict(sampling=Own(temperature=0))):
+        assert several_calls(**how)
+    several(monkeypatch, model, 1)
+    assert several_calls(temperature=0)
+    with ordinary(): assert not passes.clear() and len(model.decode(tokens(1, 3), 20, temperature=0)[0]) == 23
+    assert not passes
+
+def test_a_score_that_is_no_number_ends_a_text_in_one_call(passes):
+    model = small_model(block_size=32).eval()
+    with torch.no_grad(): model.pos_emb.weight[9] = float('nan')
+    stream, came = model.stream(tokens(1, 3), 20, temperature=0), []
+    with pytest.raises(ValueError, match='finite weights'): came += [next(stream) for _ in range(20)]
+    passes.clear()
+    with pytest.raises(ValueError, match='finite weights'): model.decode(tokens(1, 3), 20, temperature=0)
+    assert len(passes) == 6                                 # prompt, six tokens in a call, and why no more
 
 def test_ragged_rows_and_one_row_of_a_cache(passes):
     model, x = small_model(n_kv_head=1).eval(), tokens(2, 8)
@@ -260,15 +298,15 @@ def test_pieces_that_a_thread_has_left_are_done_by_others(monkeypatch):
     "A helper that never comes back from its first piece: here, one that has taken a number and does nothing."
     model, x = small_model().eval(), tokens(1, 5)
     with torch.no_grad():
-        want, work = model.prefill(x, cache=KVCache.of(model))[0], native._work
-        def robbed(plan, *args):
+        want, write = model.prefill(x, cache=KVCache.of(model))[0], native._write
+        def robbed(tokens, plan, *args):
             desk, owner = args[9 - 1], args[-1]
             if owner:
                 import ctypes
                 counters = (ctypes.c_int64*(native.COUNTS + 16*len(plan))).from_address(desk)
                 for s in range(len(plan)): counters[native.COUNTS + 16*s] = 1   # piece 0 of each is taken
-            return work(plan, *args)
-        monkeypatch.setattr(native, '_work', robbed)
+            return write(tokens, plan, *args)
+        monkeypatch.setattr(native, '_write', robbed)
         assert torch.equal(model.prefill(x, cache=KVCache.of(model))[0], want)
 
 def test_two_engines_in_two_threads(monkeypatch):

@@ -8,7 +8,7 @@ __all__ = ['native_reason']
 # %% ../nbs/14_close_to_the_machine.ipynb #14000004
 import atexit, os, sys, threading
 from contextlib import contextmanager, suppress
-from itertools import chain, count
+from itertools import chain
 from math import sqrt
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from torch.nn.modules import module as every
 from .attention import ATTENTION, CausalSelfAttention
 from .cache import Cached, KVCache
 from .core import check_writable, data_dir
+from .decoding import Sampling
 from .model import COMPILE, MLP, NATIVE, Block, Fresh, LanguageModel, Pass, TokenTable
 from .modern import QKNorm, Rotary, SwiGLU, scaling_of
 from .paged import Batch, Paged
@@ -98,7 +99,7 @@ def _power(x): # e^x = 2^n·e^f with |f| ≤ ln(2)/2
 def _sigmoid(x): return np.float32(1)/(np.float32(1) + _power(-x))
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000041
-def _hidden_plan(model): # from ids to the stream after the last norm, as in lesson 02
+def _hidden_plan(model, head=False): # from ids to the stream after the last norm, as in lesson 02
     plan, c, pos = _Plan(), model.config, model.pos_emb
     at = plan.address(pos and pos.weight)
     x = plan.stage(EMBED, c.n_embd, each=1, **plan.matrix(model.tok_emb) | dict(bias=at))
@@ -108,7 +109,8 @@ def _hidden_plan(model): # from ids to the stream after the last norm, as in les
         x = plan.linear(block.attention.proj, y, add=x)
         y = plan.linear(block.mlp.up, x, block.norm2, SWIGLU if c.mlp == 'swiglu' else GELU)
         x = plan.linear(block.mlp.down, y, add=x)
-    plan.stage(NORM, c.n_embd, each=1, **plan.norm(model.norm), src=x, ins=c.n_embd)
+    x = plan.stage(NORM, c.n_embd, each=1, **plan.norm(model.norm), src=x, ins=c.n_embd)
+    if head: plan.linear(_head(model), x)
     return plan.done(c.head_size)
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14d00015
@@ -217,6 +219,32 @@ def native_reason(
 def _reason(model, loops):
     return loops.why or _hindered(model, loops) or ('' if _ready() else _state.why)
 
+# %% ../nbs/14_close_to_the_machine.ipynb #14000070
+@_loop
+def _best(y): # the largest; -1 if one of them is no number
+    best, ill = 0, np.float32(0)
+    for j in range(len(y)):
+        ill += y[j]*np.float32(0)                      # nan, if there is nan or infinity
+        if y[j] > y[best]: best = j
+    return best if ill == 0 else -1
+
+# %% ../nbs/14_close_to_the_machine.ipynb #14000071
+def _write(tokens, plan, shape, eps, R, rows, table, memory, turns, arena, desk, marks, number, widest, mine,
+           whole, owner):
+    "Lesson 04's loop: a pass, its best token, the next pass; how many came. Where none is wanted, one pass."
+    for t in range(max(1, len(tokens))):
+        if t:
+            for s in range(2*len(plan)): _swapped(desk + 8*(COUNTS + 8*s), 0)
+            _swapped(desk + 8*NUMBER, number + t)
+        _work(plan, shape, eps, R, rows, table, memory, turns[t], arena, desk, marks, number + t, widest,
+              mine, whole, owner)
+        if len(tokens):
+            best = _best(_vector(arena + 4*plan[-1, DST], plan[-1, OUTS]))
+            if best < 0: return t
+            tokens[t] = rows[ID, 0] = best
+            rows[AT, 0] += 1
+    return len(tokens)
+
 # %% ../nbs/14_close_to_the_machine.ipynb #14000020
 EMBED, LINEAR, MEET, HEAR, NORM = range(5) # kinds of stages
 GELU, SWIGLU, TURN = 1, 2, 3 # what a stage bends
@@ -231,8 +259,10 @@ ID, AT, ROW, NEW = range(4) # of each new token: id, position, row, where the ne
 KV, PAGE, PLACE, HEAD, SIZE, MEMORY = range(6) # of a cache: strides, positions in a page, addresses
 NUMBER, INSIDE, COUNTS = 0, 8, 16 # of a desk: which pass, how many threads, two counters for each stage
 ROWS, FEW, TILE = 32, 16, 64 # that a desk has room for; that are few; keys that are taken in at a time
+AT_ONCE = 64 # tokens that are written in one call, in which no Ctrl-C is heard
 PIECES, PATIENCE = 16, 20_000 # of a matrix; looks at a counter, before one helps out
-_NONE = [np.zeros((1, 1), 'i8'), np.zeros((1, 1), 'i8'), np.zeros(1, 'i8'), np.zeros((2, 1, 1), 'f4')]
+_NONE = [np.zeros((1, 1), 'i8'), np.zeros((1, 1), 'i8'), np.zeros(1, 'i8'), np.zeros((1, 2, 1, 1), 'f4')]
+_NO_TOKENS = np.zeros(0, 'i8')
 # what numba lacks, made on first use: numbers at an address, and counters that threads share
 _vector = _matrix = _int8s = _added = _swapped = _looked = None
 
@@ -395,9 +425,9 @@ def _tell(words): # somebody who waits there; not a log, which holds errors
 def _folder(): # where compiled code is kept, or None
     try: (folder := data_dir()/'numba').mkdir(parents=True, exist_ok=True); check_writable(folder/'probe')
     except OSError as e: _say(f'compiled loops cannot be kept: {e}'); return None
-    return folder if os.path.exists(_work_code().co_filename) else None # a notebook's cell is no file
+    return folder if os.path.exists(_write_code().co_filename) else None # a notebook's cell is no file
 
-def _work_code(): return getattr(_work, 'py_func', _work).__code__
+def _write_code(): return getattr(_write, 'py_func', _write).__code__
 
 def _compile():
     "Put compiled functions in the place of the loops; what comes out is kept on disk."
@@ -405,13 +435,13 @@ def _compile():
     how = dict(fastmath={'reassoc', 'contract', 'nsz', 'arcp'}, nogil=True, boundscheck=False,
                error_model='numpy', forceinline=True)  # one machine code, whether compiled now or kept
     if folder := _folder(): numba.config.CACHE_DIR = str(folder)
-    loops = _primitives() | {f.__name__: numba.njit(**how)(getattr(f, 'py_func', f)) for f in _LOOPS}
-    globals().update(loops)
-    nothing = np.zeros((0, len(COLUMNS)), np.int64), (1, 1, 1), 1., 1, *_NONE, 0
-    desk, work = _counters(0), _work.py_func
+    loops = {f.__name__: numba.njit(**how)(getattr(f, 'py_func', f)) for f in _LOOPS}
+    globals().update(_primitives() | loops)
+    nothing = _NO_TOKENS, np.zeros((0, len(COLUMNS)), np.int64), (1, 1, 1), 1., 1, *_NONE, 0
+    desk, write = _counters(0), getattr(_write, 'py_func', _write)
     for kept in (True, False) if folder else (False,):
-        globals()['_work'] = numba.njit(**how, cache=kept)(work)
-        try: return _work(*nothing, *[desk.ctypes.data]*2, 1, 1, 0, 0, False)      # compiles
+        globals()['_write'] = numba.njit(**how, cache=kept)(write)
+        try: return _write(*nothing, *[desk.ctypes.data]*2, 1, 1, 0, 0, False)      # compiles
         except Exception as e:                         # such as a damaged file
             if not kept: raise
             _say(f'compiled loops cannot be kept in {folder}: {type(e).__name__}')
@@ -473,7 +503,7 @@ class _Plan:
         return self.stage(LINEAR, wide, -(-wide//step), **m, src=src, bend=bend, step=step, **more)
 
     def done(self, D):
-        self.table, self.desks, self.numbers = np.array(self.stages, np.int64), [], count(1)
+        self.table, self.desks = np.array(self.stages, np.int64), []
         self.widest, step = (int(self.table[:, k].max()) for k in (INS, STEP))
         self.mine = ROWS*(1 + self.widest) + max(2*ROWS*step, TILE + 2 + D, self.widest)
         return self
@@ -487,7 +517,7 @@ class _Desk:
     "Memory for one pass at a time, and the counters of those who work on it."
     def __init__(self, plan):
         self.arena, self.marks = np.empty(plan.size, np.float32), np.zeros(plan.marks, np.int64)
-        self.counters, self.mine = _counters(len(plan.table)), _mine(plan)
+        self.counters, self.mine, self.number = _counters(len(plan.table)), _mine(plan), 0
 
 class _Crew:
     "Threads that help with the newest pass. No pass waits for them, or needs them."
@@ -507,7 +537,7 @@ class _Crew:
             if (job := self.job) is None: continue
             plan, args, *_ = job
             if size < (plan.mine, plan.widest): size, mine = (plan.mine, plan.widest), _mine(plan)
-            _work(*args, *(m.ctypes.data for m in mine), False)
+            _write(*args, *(m.ctypes.data for m in mine), False)
             job = plan = args = _ = None               # or this thread would keep a model alive
 
     def close(self):
@@ -535,43 +565,54 @@ class _Loops:
         if self.why: return
         self.top = _Stamp([_head(model)])
         self.hidden, self.logits = _hidden_plan(model), _logits_plan(model)
+        self.text = _hidden_plan(model, head=True)
         self.config, self.shape, self.eps = c, (c.n_head, c.n_kv, c.head_size), float(model.norm.eps)
         self.big = sum(t.nbytes for t in model.parameters()) > 2**22
         self.rotary = model.blocks[0].attention.meet['rotary'] if c.positions == 'rotary' else None
-        self.turned = np.empty((2, 0, c.head_size), np.float32)
+        self.turned = np.empty((1, 2, 0, c.head_size), np.float32)
 
-    def run(self, plan, R, rows=_NONE[0], table=_NONE[1], memory=_NONE[2], turns=_NONE[3], x=None, kept=None):
-        "A pass of R rows; what its last stage gives."
+    def _begun(self, plan, passes): # a desk that nobody else has, and the number of its next pass
         try: desk = plan.desks.pop()
         except IndexError: desk = _Desk(plan)
         if desk.counters[INSIDE]: desk = _Desk(plan)   # somebody is late, and works on that one still
-        number, crew = next(plan.numbers), _state.crew
+        number, desk.number = desk.number + 1, desk.number + passes
         desk.counters[COUNTS:], desk.counters[NUMBER] = 0, number
+        return desk, number
+
+    def run(self, plan, R, rows=_NONE[0], table=_NONE[1], memory=_NONE[2], turns=_NONE[3], x=None, kept=None,
+            tokens=_NO_TOKENS):
+        "A pass of R rows: what its last stage gives. With room for tokens: those that could be written."
+        (desk, number), crew = self._begun(plan, max(1, len(tokens))), _state.crew
         if x is not None: desk.arena[:x.size] = x.ravel()
-        args = (plan.table, self.shape, self.eps, R, rows, table, memory, turns, desk.arena.ctypes.data,
-                desk.counters.ctypes.data, desk.marks.ctypes.data, number, plan.widest)
+        args = (tokens, plan.table, self.shape, self.eps, R, rows, table, memory, turns,
+                *(m.ctypes.data for m in (desk.arena, desk.counters, desk.marks)), number, plan.widest)
         job = plan, args, desk, kept                   # all that a helper reads has to stay alive
         try:
             if self.big and (n := _helpers()): crew.call(job, n)
-            _work(*args, *(m.ctypes.data for m in desk.mine), True)
+            made = _write(*args, *(m.ctypes.data for m in desk.mine), True)
         finally:
             if crew.job is job: crew.job = None
         last = plan.stages[-1]
         width = last[OUTS] or last[INS]
-        out = desk.arena[last[DST]:last[DST] + R*width].reshape(R, width).copy()
+        out = desk.arena[last[DST]:last[DST] + R*width].reshape(R, width)
+        out = tokens[:made] if len(tokens) else out.copy()
         plan.desks.append(desk)
         return torch.from_numpy(out)
+
+    def write(self, rows, table, memory, n, kept):
+        turns = np.concatenate([self.turns([at]) for at in range(rows[AT, 0], rows[AT, 0] + n)])
+        return self.run(self.text, 1, rows, table, memory, turns, kept=kept, tokens=np.empty(n, np.int64))
 
     def turns(self, at): # cosines and signed sines of these positions
         if self.rotary is None: return _NONE[3]
         if scaling_of(self.config)['rope_type'] == 'dynamic': return self._turns(at)
-        if (end := max(at) + 1) > self.turned.shape[1]:
+        if (end := max(at) + 1) > self.turned.shape[2]:
             self.turned = self._turns(range(min(self.config.block_size, 2*end)))
-        return np.ascontiguousarray(self.turned[:, at])
+        return np.ascontiguousarray(self.turned[:, :, at])
 
     def _turns(self, positions):
         p = SimpleNamespace(positions=torch.tensor([[*positions]]))
-        return np.stack([t[0, 0].numpy() for t in self.rotary.turns(p, torch.float32)])
+        return np.stack([t[0, 0].numpy() for t in self.rotary.turns(p, torch.float32)])[None]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000050
 _KNOWN = (LanguageModel, Block, CausalSelfAttention, MLP, SwiGLU, QKNorm, Rotary, TokenTable, Int8Table,
@@ -709,6 +750,17 @@ class _Native:
         x = hidden.reshape(n, -1).numpy()
         parts = [loops.run(loops.logits, len(x[s:s + ROWS]), x=x[s:s + ROWS]) for s in range(0, n, ROWS)]
         return _joined(parts).view(*hidden.shape[:-1], -1)
+
+    def write(self, model, new, cache, sampling, n): # the next tokens of one row, if one call can write them
+        fit = (new.numel() == 1 and type(cache) is KVCache and type(sampling) is Sampling
+               and sampling.temperature == 0 and self.few(model, 1, True, False))
+        if not fit or _reason(model, loops := _loops_of(model)) or loops.big and _helpers(): return None
+        if (places := _places(model.config, cache, new)) is None: return None
+        (ids, at, row, table, memory), held = places, cache.lengths[0]
+        n = min(n, cache.length - held, model.config.block_size - held, AT_ONCE)
+        tokens = loops.write(np.array([ids, at, row, [0]], np.int64), table, memory, n, cache)
+        cache._move([held + len(tokens)])
+        return tokens[None] if len(tokens) else None
 
     reason = staticmethod(native_reason)
 
