@@ -93,7 +93,7 @@ def test_a_text_in_one_call_is_the_text_of_step_after_step(model, data):
     if x.shape[1] + n <= size + 1:                          # the prompt, its logits, and all the rest
         assert len(PASSES) <= 2*-(-x.shape[1]//native.ROWS) + -(-n//native.AT_ONCE)
 
-def test_who_draws_looks_on_or_has_several_rows_goes_step_by_step(monkeypatch, passes):
+def test_who_draws_or_has_several_rows_goes_step_by_step(passes):
     model = small_model(block_size=32).eval()
     class Own(Sampling):
         def draw(self, logits, generator=None): return super().draw(-logits, generator)
@@ -104,8 +104,6 @@ def test_who_draws_looks_on_or_has_several_rows_goes_step_by_step(monkeypatch, p
     for how in (dict(), dict(temperature=.5, top_k=3), dict(rows=2, temperature=0),
                 dict(sampling=Own(temperature=0))):
         assert several_calls(**how)
-    several(monkeypatch, model, 1)
-    assert several_calls(temperature=0)
     with ordinary(): assert not passes.clear() and len(model.decode(tokens(1, 3), 20, temperature=0)[0]) == 23
     assert not passes
 
