@@ -186,11 +186,12 @@ def compare_all(args):
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
             table[name] = pool.submit(decoding, argparse.Namespace(**vars(args) | change)).result()
     print('decode, ratios to transformers: the median of the pairs (smallest to largest)')
-    print(f'{"":20}' + ''.join(f'{name:>24}' for name in table))
+    print(f'{"":19}' + ''.join(f'{name:>18}' for name in table))
+    short = lambda x: f'{x:.2f}'[:4]
     for n in dict.fromkeys(n for column in table.values() for n in column):
-        cells = [f'{median(r):.2f} ({min(r):.2f} to {max(r):.2f})' if r else '-'
+        cells = [f'{short(median(r))} ({short(min(r))}-{short(max(r))})' if r else '-'
                  for r in (column.get(n) for column in table.values())]
-        print(f'{n:20}' + ''.join(f'{cell:>24}' for cell in cells))
+        print(f'{n:19}' + ''.join(f'{cell:>18}' for cell in cells))
 
 def training_step(model, loss_of):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -13,8 +13,8 @@ import torch
 from fastcore.basics import patch
 
 from .core import check_count
-from .decoding import STEPS, WHOLE, Sampling, Step, naive_step
-from .model import NATIVE, LanguageModel, LMConfig, Pass, Watched
+from .decoding import STEPS, Sampling, Step, naive_step
+from .model import LanguageModel, LMConfig, Pass, Watched
 from .training import device_of
 
 # %% ../nbs/05_kv_cache.ipynb #6390b904
@@ -181,10 +181,8 @@ def cached_step(
     def step(text):
         if text.shape[1] > cache.length: return again(text)         # the window slides: no key stays true
         new = text[:, cache.lengths[0]:]                            # first the prompt, later one token
-        left = idx.shape[1] + max_new_tokens - text.shape[1]
-        for native in NATIVE if WHOLE.get() else []:                # several in one call (lesson 14)
-            if (tokens := native.write(model, new, cache, sampling, left)) is not None: return tokens
         return sampling.draw(model.logits(model.hidden(new, cache)[:, -1]), generator)
+    step.knows = cache, sampling, idx.shape[1] + max_new_tokens     # for lesson 14
     return step
 
 # %% ../nbs/05_kv_cache.ipynb #cf69387a

@@ -152,6 +152,7 @@ def compiling(
     compile:bool|None, # its choice: `True`, `False`, or `None`, which leaves it open
 ): # the same function, whose passes go by that choice
     "Choose for all passes inside of a step; a warning says why `True` cannot be."
+    for native in NATIVE: step = native.ahead(model, step)
     if compile is None: return step
     if compile and (why := ordinary_reason(model)):
         warnings.warn(f'compile is True, and decoding goes on without: {why}', stacklevel=3)

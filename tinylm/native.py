@@ -23,7 +23,7 @@ from torch.nn.modules import module as every
 from .attention import ATTENTION, CausalSelfAttention
 from .cache import Cached, KVCache
 from .core import check_writable, data_dir
-from .decoding import Sampling
+from .decoding import WHOLE, Sampling
 from .model import COMPILE, MLP, NATIVE, Block, Fresh, LanguageModel, Pass, TokenTable
 from .modern import QKNorm, Rotary, SwiGLU, scaling_of
 from .paged import Batch, Paged
@@ -603,7 +603,7 @@ class _Loops:
                 *(m.ctypes.data for m in (desk.arena, desk.counters, desk.marks)), number, plan.widest)
         job = plan, args, desk, kept                   # all that a helper reads has to stay alive
         try:
-            if self.big and (n := _helpers()): crew.call(job, n)
+            if (self.big or len(tokens)) and (n := _helpers()): crew.call(job, n)
             made = _write(*args, *(m.ctypes.data for m in desk.mine), True)
         finally:
             if crew.job is job: crew.job = None
@@ -766,13 +766,22 @@ class _Native:
         parts = [loops.run(loops.logits, len(x[s:s + ROWS]), x=x[s:s + ROWS]) for s in range(0, n, ROWS)]
         return _joined(parts).view(*hidden.shape[:-1], -1)
 
-    def write(self, model, new, cache, sampling, n): # the next tokens of one row, if one call can write them
+    def ahead(self, model, step): # the same step, which may write on where nobody waits for single tokens
+        if not WHOLE.get() or not hasattr(step, 'knows'): return step
+        def some(text):
+            tokens = self.write(model, text, *step.knows)
+            return step(text) if tokens is None else tokens
+        return some
+
+    def write(self, model, text, cache, sampling, end): # the next tokens of one row, or None
+        new = text[:, cache.lengths[0]:]
         fit = (new.numel() == 1 and type(cache) is KVCache and type(sampling) is Sampling
                and sampling.temperature == 0 and self.few(model, 1, True, False))
         if not fit or _reason(model, loops := _loops_of(model)): return None
         if (places := _places(model.config, cache, new)) is None: return None
         (ids, at, row, table, memory), held = places, cache.lengths[0]
-        n = min(n, cache.length - held, model.config.block_size - held, loops.at_once)
+        n = min(end - text.shape[1], cache.length - held, model.config.block_size - held, loops.at_once)
+        if n < 1: return None
         tokens = loops.write(np.array([ids, at, row, [0]], np.int64), table, memory, n, cache)
         cache._move([held + len(tokens)])
         return tokens[None] if len(tokens) else None
