@@ -449,7 +449,9 @@ def _compile():
     how = dict(fastmath={'reassoc', 'contract', 'nsz', 'arcp'}, nogil=True, boundscheck=False,
                error_model='numpy', forceinline=True)  # one machine code, whether compiled now or kept
     if folder := _folder(): numba.config.CACHE_DIR = str(folder)
-    loops = {f.__name__: numba.njit(**how)(getattr(f, 'py_func', f)) for f in _LOOPS}
+    plain = [getattr(f, 'py_func', f) for f in _LOOPS]
+    inside = dict(_work='always')                      # or it would be compiled twice, alone and in `_write`
+    loops = {f.__name__: numba.njit(**how, inline=inside.get(f.__name__, 'never'))(f) for f in plain}
     globals().update(_primitives() | loops)
     nothing = _NO_TOKENS, np.zeros((0, len(COLUMNS)), np.int64), (1, 1, 1), 1., 1, *_NONE, 0
     desk, write = _counters(0), getattr(_write, 'py_func', _write)
