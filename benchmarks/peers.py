@@ -5,7 +5,7 @@
     python benchmarks/peers.py --size L --prompt 512 --new 32 --static
     python benchmarks/peers.py --size M --train
     python benchmarks/peers.py --checkpoint SmolLM2-135M-Instruct.Q4_1.gguf --prompt 128
-    python benchmarks/peers.py --all    # the table of the page about benchmarks, in half an hour
+    python benchmarks/peers.py --all    # the table of the page about benchmarks, in a quarter of an hour
 
 Random weights of a GPT-2 shape, or those of a file, go into every engine that can be imported, as float32.
 The engines take turns, so that a slow minute of the machine hits all of them. Printed: medians, their
@@ -185,7 +185,7 @@ def compare_all(args):
             change = change | dict(checkpoint=str(real))
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
             table[name] = pool.submit(decoding, argparse.Namespace(**vars(args) | change)).result()
-    print('decode, ratios to transformers: the median of the pairs (smallest to largest)')
+    print('decode, ratios to transformers: the median of the pairs (smallest-largest)')
     print(f'{"":19}' + ''.join(f'{name:>18}' for name in table))
     short = lambda x: f'{x:.2f}'[:4]
     for n in dict.fromkeys(n for column in table.values() for n in column):

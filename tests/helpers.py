@@ -1,5 +1,5 @@
 "What many tests need: small models, random shapes, processes, and failures at random places."
-import contextlib, os, signal, subprocess, sys
+import ast, contextlib, os, signal, subprocess, sys
 from pathlib import Path
 
 import torch
@@ -16,7 +16,13 @@ CHATML = """{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
+SETUP = ('NATIVE.clear()', 'plt.style.use(', 'os.environ[', 'sys.path.append(', 'if not find_spec(')
 quick = settings(deadline=None, max_examples=40)
+
+def sets_up(node):
+    "Whether a line of a notebook imports, or chooses how it will run."
+    if isinstance(node, ast.Try): return all(map(sets_up, node.body))
+    return isinstance(node, (ast.Import, ast.ImportFrom)) or ast.unparse(node).startswith(SETUP)
 
 def seeded(n=0, device='cpu'): return torch.Generator(device).manual_seed(n)
 

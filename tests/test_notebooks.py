@@ -6,6 +6,7 @@ from dataclasses import replace
 import nbformat
 import pytest
 from conftest import ROOT
+from helpers import sets_up
 from nbclient import NotebookClient
 
 from tinylm.modern import DEMO, DEMO_RECIPE
@@ -109,14 +110,11 @@ def test_saved_outputs_are_there_and_clean(path):
 
 FOLD, HEADING = re.compile(r'^#\| (code-fold: true|hide)$', re.M), re.compile(r'^## ', re.M)
 
-def only_imports(source):
-    lines = [n for n in ast.parse(source).body if not ast.unparse(n).startswith('plt.style.use(')]
-    return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in lines)
-
 @pytest.mark.parametrize('path', LESSONS, ids=names)
 def test_jupyterlab_folds_what_the_site_folds_and_what_a_lesson_imports(path):
     begun = False                                                         # imports of later cells are shown
     for c in cells(path):
         begun = begun or c.cell_type == 'markdown' and bool(HEADING.search(c.source))
-        if c.cell_type == 'code' and (FOLD.search(c.source) or not begun and only_imports(c.source)):
+        if c.cell_type != 'code': continue
+        if FOLD.search(c.source) or not begun and all(map(sets_up, ast.parse(c.source).body)):
             assert c.metadata.get('jupyter', {}).get('source_hidden'), f'collapse this cell: {c.source[:80]}'

@@ -34,6 +34,8 @@ _LOOPS = [] # functions that are compiled on first use
 
 def _loop(f): _LOOPS.append(f); return f
 
+def _python_of(loop): return getattr(loop, 'py_func', loop) # once compiled, a loop keeps its Python here
+
 # %% ../nbs/14_close_to_the_machine.ipynb #14000011
 @_loop
 def _one_row(W, x, y): # y[j] = W[j] · x
@@ -180,12 +182,18 @@ def _hear(stage, i, shape, rows, table, memory, arena, mine): # a row and a head
         out = _vector(arena + 4*(stage[DST] + (r*H + h)*D), D)
         for d in range(D): out[d] = y[d]/state[1]
 
+# %% ../nbs/14_close_to_the_machine.ipynb #14000074
+@_loop
+def _ill(x): # nan, if there is nan or infinity; else 0
+    total = np.float32(0)
+    for k in range(len(x)): total += x[k]*np.float32(0)
+    return total
+
 # %% ../nbs/14_close_to_the_machine.ipynb #14000013
 @_loop
 def _to_int8(x, q): # x = scale·q with q from -127 to 127
-    top = ill = np.float32(0)
+    top, ill = np.float32(0), _ill(x)
     for k in range(len(x)): top = max(top, abs(x[k]))
-    for k in range(len(x)): ill += x[k]*np.float32(0)  # nan, if there is nan or infinity
     if not np.float32(1e-30) < top < np.float32(1e38): top = np.float32(1e38 if top > 1 else 1e-30)
     for k in range(len(x)):
         whole = np.rint(x[k]*(np.float32(127)/top))
@@ -223,11 +231,10 @@ def _reason(model, loops):
 # %% ../nbs/14_close_to_the_machine.ipynb #14000070
 @_loop
 def _best(y): # the largest; -1 if one of them is no number
-    best, ill = 0, np.float32(0)
+    best = 0
     for j in range(len(y)):
-        ill += y[j]*np.float32(0)                      # nan, if there is nan or infinity
         if y[j] > y[best]: best = j
-    return best if ill == 0 else -1
+    return best if _ill(y) == 0 else -1
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000071
 def _write(tokens, plan, shape, eps, R, rows, table, memory, turns, arena, desk, marks, number, widest, mine,
@@ -439,9 +446,8 @@ def _tell(words): # somebody who waits there; not a log, which holds errors
 def _folder(): # where compiled code is kept, or None
     try: (folder := data_dir()/'numba').mkdir(parents=True, exist_ok=True); check_writable(folder/'probe')
     except OSError as e: _say(f'compiled loops cannot be kept: {e}'); return None
-    return folder if os.path.exists(_write_code().co_filename) else None # a notebook's cell is no file
-
-def _write_code(): return getattr(_write, 'py_func', _write).__code__
+    source = _python_of(_write).__code__.co_filename
+    return folder if os.path.exists(source) else None  # a notebook's cell is no file
 
 def _compile():
     "Put compiled functions in the place of the loops; what comes out is kept on disk."
@@ -449,12 +455,12 @@ def _compile():
     how = dict(fastmath={'reassoc', 'contract', 'nsz', 'arcp'}, nogil=True, boundscheck=False,
                error_model='numpy', forceinline=True)  # one machine code, whether compiled now or kept
     if folder := _folder(): numba.config.CACHE_DIR = str(folder)
-    plain = [getattr(f, 'py_func', f) for f in _LOOPS]
     inside = dict(_work='always')                      # or it would be compiled twice, alone and in `_write`
-    loops = {f.__name__: numba.njit(**how, inline=inside.get(f.__name__, 'never'))(f) for f in plain}
+    loops = {f.__name__: numba.njit(**how, inline=inside.get(f.__name__, 'never'))(f)
+             for f in map(_python_of, _LOOPS)}
     globals().update(_primitives() | loops)
     nothing = _NO_TOKENS, np.zeros((0, len(COLUMNS)), np.int64), (1, 1, 1), 1., 1, *_NONE, 0
-    desk, write = _counters(0), getattr(_write, 'py_func', _write)
+    desk, write = _counters(0), _python_of(_write)
     for kept in (True, False) if folder else (False,):
         globals()['_write'] = numba.njit(**how, cache=kept)(write)
         try: return _write(*nothing, *[desk.ctypes.data]*2, 1, 1, 0, 0, False)      # compiles
@@ -611,8 +617,8 @@ class _Loops:
             if crew.job is job: crew.job = None
         last = plan.stages[-1]
         width = last[OUTS] or last[INS]
-        out = desk.arena[last[DST]:last[DST] + R*width].reshape(R, width)
-        out = tokens[:made] if len(tokens) else out.copy()
+        room = desk.arena[last[DST]:last[DST] + R*width].reshape(R, width)
+        out = tokens[:made] if len(tokens) else room.copy()
         plan.desks.append(desk)
         return torch.from_numpy(out)
 
