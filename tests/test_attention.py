@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch.nn import functional as F
 
-from helpers import quick
+from helpers import close, quick
 from tinylm import ATTENTION, Block, CausalSelfAttention, Fresh, LMConfig, Watched
 from tinylm import attention_weights, causal_attention, causal_mask, fused_attention
 
@@ -138,6 +138,14 @@ def test_dropout_works_in_training_only():
     assert not torch.equal(layer.train()(x, alone(x)), layer(x, alone(x)))
     assert torch.equal(layer.eval()(x, alone(x)), plain.eval()(x, alone(x)))
     assert torch.equal(plain.train()(x, alone(x)), plain.eval()(x, alone(x)))
+
+@pytest.mark.parametrize('kernel', ['fused', 'reference'])
+def test_dropout_drops_weights_of_attention(kernel):
+    "The first position hears itself alone: all of it, scaled up, or nothing."
+    q, k, v = torch.randn(3, 1, 1, 4, 8)
+    heard = [ATTENTION[kernel](q, k, v, dropout=.5)[0, 0, 0] for _ in range(40)]
+    assert {close(h, 2*v[0, 0, 0]) for h in heard} == {True, False}
+    assert all(close(h, 2*v[0, 0, 0]) or not h.any() for h in heard)
 
 @pytest.mark.parametrize('bias', [True, False])
 def test_the_constants_are_there_only_with_bias(bias):

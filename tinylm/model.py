@@ -37,7 +37,7 @@ class LMConfig:
     n_layer:int=4     # blocks
     n_head:int=4      # H, heads in a block; a divisor of n_embd
     n_embd:int=128    # C, channels of the residual stream
-    dropout:float=0.  # the share of activations that training drops at random
+    dropout:float=0.  # the share of what is added to the stream that training drops at random
     bias:bool=True    # whether linear maps and norms add a constant
     attention:str='fused' # how attention is computed: a name in `ATTENTION`; changes no result
     n_kv_head:int|None=None  # G, heads of keys and values; n_head when not given
@@ -124,8 +124,8 @@ class Block(nn.Module):
         super().__init__()
         c = config
         self.norm1, self.norm2 = NORMS[c.norm](c), NORMS[c.norm](c)
-        self.attention = CausalSelfAttention(c.n_embd, c.n_head, c.bias, c.dropout, c.n_kv_head, c.qkv_bias,
-                                             c.head_dim, _meet(c))
+        self.attention = CausalSelfAttention(c.n_embd, c.n_head, c.bias, n_kv_head=c.n_kv_head,
+                                             qkv_bias=c.qkv_bias, head_dim=c.head_dim, meet=_meet(c))
         self.mlp = MLPS[c.mlp](c)
         self.drop = nn.Dropout(c.dropout) if c.dropout else _same
 
