@@ -1014,13 +1014,17 @@ def tabled_gelu(x, approximate):
     return torch.where(x <= -10, 0., torch.where(x >= 10, x, table))
 
 @torch.no_grad()
-def both_gelus(model, ids):
-    "Logits of a text, and how far those of llama.cpp may be from them: its table makes more than rounding."
+def as_llama_cpp(model, ids):
+    """Logits of a text with llama.cpp's GELU, and how far single ones may be from it.
+
+    A number that lies between two rows of the table falls to one or the other by rounding.
+    """
     logits = model.prefill(ids)[0][0]
+    if model.config.mlp != 'gelu': return logits, 1e-3
     with pytest.MonkeyPatch.context() as m:
         m.setattr(torch.nn.functional, 'gelu', tabled_gelu)
         tabled = model.prefill(ids)[0][0]
-    return logits, max(1e-3, 2*(tabled - logits).abs().max().item())
+    return tabled, max(1e-3, (tabled - logits).abs().max().item())
 
 def goes_on_in_llama_cpp(model, path, prompts):
     "Its logits at each position and its greedy text, to the end of the window."
@@ -1034,10 +1038,10 @@ def goes_on_in_llama_cpp(model, path, prompts):
         while len(ids) < T:
             ids.append(int(other.scores[len(ids) - 1].argmax()))
             other.eval(ids[-1:])
-        logits, most = both_gelus(model, torch.tensor([ids]))
-        assert most == 1e-3 or model.config.mlp == 'gelu' and most < .02
-        assert (logits - torch.tensor(other.scores[:T].copy())).abs().max() <= most
-        assert not parted(model, got, torch.tensor(ids), most)
+        logits, most = as_llama_cpp(model, torch.tensor([ids]))
+        gaps = (logits - torch.tensor(other.scores[:T].copy())).abs().flatten()
+        assert gaps.quantile(.99) <= 1e-3 and gaps.max() <= most < .02
+        assert not parted(model, got, torch.tensor(ids), 2*most)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', PRESETS)

@@ -398,7 +398,7 @@ def asked():
     "The line of README that asks the real model: the lines of code, the question, and the answer."
     block = next(b for b in re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S)
                  if 'from_gguf' in b)
-    return block, *re.search(r"say\('(.+?)'\).*# (.+)", block).groups()
+    return block, *re.search(r"say\('(.+?)'\).*\n# (.+)", block).groups()
 
 def test_readme_asks_the_real_model_and_the_answer_is_that_of_lesson_12():
     code, question, answer = asked()

@@ -43,7 +43,9 @@ def site(folder, body='', head=''):
     return folder
 
 def test_a_site_without_faults(tmp_path):
-    pages, faults = file_faults(site(tmp_path, '<a href="#one">x</a> <img src="index.html" alt="home">'))
+    colab = '<a href="https://colab.research.google.com/github/a/b/blob/main/c.ipynb">x</a>'
+    picture = '<img src="index.html" alt="home">'
+    pages, faults = file_faults(site(tmp_path, f'<a href="#one">x</a> {picture} {colab}'))
     assert list(pages) == ['index.html'] and not faults
 
 @pytest.mark.parametrize('body', FILES)
@@ -110,7 +112,7 @@ def looked_at(browser, folder):
 @pytest.mark.browser
 @pytest.mark.skipif(not CHROME, reason=HOW)
 def test_faults_that_a_browser_shows_are_found(tmp_path, browser):
-    assert not looked_at(browser, site(tmp_path))
+    assert not looked_at(browser, site(tmp_path, '<p>In code, <code>2**16</code> is no markup.</p>'))
     for body, what in SEEN.items():
         faults = looked_at(browser, site(tmp_path, body))
         assert any(what in f for f in faults), (body, faults)
@@ -122,3 +124,32 @@ def test_what_the_first_page_loads_is_weighed(tmp_path, browser, n, heavy):
     (tmp_path/'data.js').write_text(f'"{random.Random(0).randbytes(n).hex()}"')
     faults = looked_at(browser, site(tmp_path, '<script src="data.js"></script>'))
     assert heavy == any('bytes packed' in f for f in faults)
+
+QUARTO = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
+
+def test_quarto_takes_along_the_pictures_that_only_a_source_names():
+    named = {name for p in (ROOT/'nbs').glob('*.ipynb')
+             for name in re.findall(r'srcset=\\"([^\\"]+)', p.read_text(encoding='utf-8'))}
+    assert named and all((ROOT/'nbs'/name).is_file() for name in named)
+    assert {name.split('/')[0] for name in named} <= {*QUARTO['project']['resources']}
+
+CODE = '''<style>pre, .cell-output-display { overflow-x: auto; width: 30ch; max-width: 100% }</style>
+<pre id="short">x</pre><pre id="long">''' + 'x'*99 + '''</pre>
+<pre><code class="sourceCode"><span id="line">    if x: return</span>
+<span id="empty"></span></code></pre>'''
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROME, reason=HOW)
+def test_what_scrolls_can_be_reached_by_keyboard_and_a_line_that_wraps_knows_its_place(tmp_path, browser):
+    script = QUARTO['format']['html']['include-after-body']['text']
+    look = Look(browser, serve(site(tmp_path, CODE + script)))
+    with browser.new_context() as context:
+        page = context.new_page(); page.goto(look.base)
+        at = lambda id: page.evaluate(f"document.querySelector('#{id}').getAttribute('tabindex')")
+        assert (at('short'), at('long')) == (None, '0')
+        place = lambda id: page.evaluate(f"document.querySelector('#{id}').style.getPropertyValue('--in')")
+        assert (place('line'), place('empty')) == ('4ch', '0ch')
+        page.evaluate("document.querySelector('#long').style.width = '200ch'")
+        page.evaluate("document.querySelector('#long').style.maxWidth = 'none'")
+        page.set_viewport_size(dict(width=3000, height=600)); page.wait_for_timeout(200)
+        assert at('long') is None

@@ -72,7 +72,8 @@ def file_faults(site):
         faults += [f'{name}: {f}' for f in link_faults(site, pages, name, home)]
         faults += [f'{name}: image without alt text: {src[:80]}' for src, alt in page.images
                    if not (alt or '').strip()]
-    sources = [link for p in pages.values() for _, link in p.links if '/blob/' in link]
+    links = [link for p in pages.values() for _, link in p.links]
+    sources = [link for link in links if re.match('https://github.com/.*/blob/', link)]
     if not sources: faults.append('site: no link from a documented name to its source')
     faults += [f'site: a source link without a line: {link}' for link in sources
                if not re.search(r'#L\d+$', link)]
@@ -138,7 +139,7 @@ MARKUP = r"""() => {
   const seen = [], walk = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) {
     const n = walk.currentNode, at = n.parentElement;
-    if (at.closest('pre, script, style, .cell-output')) continue;
+    if (at.closest('pre, code, script, style, .cell-output')) continue;
     if (/\]\(|^:::|\*\*\S|<\/?(details|summary)>/.test(n.data)) seen.push(at.textContent.trim().slice(0, 80));
   }
   return seen; }"""
