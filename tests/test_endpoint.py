@@ -136,6 +136,23 @@ def test_several_choices_and_prompts_have_seeds_of_their_own(letters):
     for c in parts: texts[c.choices[0].index] += c.choices[0].text
     assert texts == want
 
+@pytest.mark.parametrize('every', [1, 3, 4, 50])
+def test_a_stream_may_hold_several_tokens_in_an_event_and_the_first_never_waits(every):
+    with served(stream_interval=every) as (_, _, client):
+        r = [*client.completions.create(model='m', prompt=['abc', 'cba'], n=2, seed=5, max_tokens=10,
+                                        logprobs=1, stream=True)]
+    want = [text(MODEL, alone(MODEL, LETTERS.encode(p), 10, 5 + i)) for p in ('abc', 'cba') for i in range(2)]
+    for k in range(4):
+        parts = [c.choices[0] for c in r if c.choices[0].index == k]
+        assert ''.join(p.text for p in parts) == want[k]
+        assert parts[-1].finish_reason == 'length' and all(p.finish_reason is None for p in parts[:-1])
+        full, rest = divmod(10 - 1, every)
+        assert [len(p.text) for p in parts] == [1, *[every]*full, rest]
+        assert sum((p.logprobs.text_offset for p in parts if p.logprobs), []) == [*range(10)]
+
+def test_an_event_of_no_tokens_is_refused():
+    with pytest.raises(ValueError, match='stream_interval is 0'): Endpoint(MODEL, stream_interval=0)
+
 # --- log-probabilities, stops, usage
 
 def logs(model, ids):

@@ -324,7 +324,8 @@ def _serve(args):
     key, name = args.api_key or os.environ.get('TINYLM_API_KEY'), args.name or Path(args.checkpoint).stem
     model = load_model(args.checkpoint).to(check_device(args.device))
     _check_vocabulary(model)
-    shape = dict(slots=args.slots, budget=args.budget, n_pages=args.pages, compile=args.compile)
+    shape = dict(slots=args.slots, budget=args.budget, n_pages=args.pages, compile=args.compile,
+                 stream_interval=args.stream_interval)
     def tell(url):
         print(_line(f'{name} is at {url}/v1; Ctrl-C ends it'), flush=True)
         if args.host not in ('127.0.0.1', '::1', 'localhost') and not key:
@@ -347,6 +348,8 @@ def _add_serve(commands):
                                                           '(%(default)s)')
     s.add_argument('--pages', type=int, help='pages of 16 tokens in the pool; enough for all slots when '
                                              'not given')
+    s.add_argument('--stream-interval', type=int, default=1, help='tokens in an event of a stream: more cost '
+                   'less, and look less smooth (%(default)s)')
     s.add_argument('--grace', type=int, default=10, help='seconds for running texts after Ctrl-C '
                                                          '(%(default)s)')
     _add_device(s); _add_compile(s)

@@ -341,15 +341,21 @@ async def whole(self:_Answer): # (status, bytes)
 
 @patch
 async def events(self:_Answer):
-    event = lambda body: f'data: {json.dumps(body, ensure_ascii=False)}\n\n'
-    chunk = lambda parts, **more: event({**self.about, 'object': self.names[1], 'choices': parts, **more})
-    more, begun = {'usage': None} if self.ask['stream_options'] else {}, set()
+    write, every = json.JSONEncoder(ensure_ascii=False).encode, self.endpoint.stream_interval
+    about = write({**self.about, 'object': self.names[1]})[:-1]        # the beginning of each event
+    event = lambda **more: f'data: {about}, {write(more)[1:]}\n\n'
+    more, begun, kept = {'usage': None} if self.ask['stream_options'] else {}, set(), {}
     try:
         async for choice, text, notes in self.pieces():
-            yield chunk([self._part(choice, text, notes, True, choice.index not in begun)], **more)
-            begun.add(choice.index)
-        if more: yield chunk([], usage=self._usage())
-    except _Refusal as e: yield event(e.body)
+            before, noted = kept.pop(choice.index, ('', []))
+            text, notes = before + text, noted + notes
+            if choice.ended or choice.n % every == 1 % every:          # the first token never waits
+                part = self._part(choice, text, notes, True, choice.index not in begun)
+                begun.add(choice.index)
+                yield event(choices=[part], **more)
+            else: kept[choice.index] = text, notes
+        if more: yield event(choices=[], usage=self._usage())
+    except _Refusal as e: yield f'data: {write(e.body)}\n\n'
     yield 'data: [DONE]\n\n'
 
 # %% ../nbs/serve.ipynb #5e000055
@@ -415,6 +421,7 @@ class Endpoint:
         key:str|None=None, # what clients must show; nothing when not given
         limit:int=2**20, # tokens and log-probabilities that may be under way
         patience:float=30., # seconds for a request to arrive, and for something of an answer to be taken
+        stream_interval:int=1, # tokens in an event of a stream; the first one comes by itself
         **engine, # slots, budget, n_pages, policy, compile: as for `Engine`
     ):
         self.tokenizer = tokenizer or model.tokenizer
@@ -424,6 +431,7 @@ class Endpoint:
         self.ends = tuple(getattr(self.tokenizer, 'end', ()))
         self.limit, self.longest = check_count('limit', limit), max(model.config.block_size, 4096)
         self.patience, self.writing = check_number('patience', patience, above=True), 0
+        self.stream_interval = check_count('stream_interval', stream_interval)
         self.meters, self.made = _Meters(self.engine, name), int(time.time())
         if engine.get('compile') is not False: ordinary_reason(model)      # no request waits for a compiler
 
