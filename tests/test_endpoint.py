@@ -150,6 +150,19 @@ def test_a_stream_may_hold_several_tokens_in_an_event_and_the_first_never_waits(
         assert [len(p.text) for p in parts] == [1, *[every]*full, rest]
         assert sum((p.logprobs.text_offset for p in parts if p.logprobs), []) == [*range(10)]
 
+def test_threads_take_short_turns_while_anybody_serves():
+    before, usual = sys.getswitchinterval(), .005
+    sys.setswitchinterval(usual)                                       # others of this file may serve, too
+    try:
+        for stop in (0, 1):                                            # whoever began ends first, or last
+            open_ = [Endpoint(MODEL).running() for _ in range(2)]
+            for e in open_: e.__enter__(); assert sys.getswitchinterval() < usual/10
+            open_.pop(stop).__exit__(None, None, None)
+            assert sys.getswitchinterval() < usual/10
+            open_.pop().__exit__(None, None, None)
+            assert sys.getswitchinterval() == pytest.approx(usual)
+    finally: sys.setswitchinterval(before)
+
 def test_an_event_of_no_tokens_is_refused():
     with pytest.raises(ValueError, match='stream_interval is 0'): Endpoint(MODEL, stream_interval=0)
 

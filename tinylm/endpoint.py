@@ -535,12 +535,16 @@ def app(self:Endpoint): # for any ASGI server, in one process
     handlers = dict.fromkeys((_Refusal, HTTPException, Exception), _refuse)
     return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
 
+_TURNS = [] # seconds of a thread's turn before each endpoint that serves now
+
 @patch
 @asynccontextmanager
 async def _lifespan(self:Endpoint, app):
     self.host = _Host(self.engine, self.meters)
     self.work = asyncio.create_task(self.host.run())
-    yield
+    _TURNS.append(sys.getswitchinterval()); sys.setswitchinterval(1e-4)
+    try: yield
+    finally: sys.setswitchinterval(_TURNS.pop())
     self.host.ask(None, None)
     await self.work
 
