@@ -15,7 +15,7 @@ from statistics import median
 
 import torch
 
-from tinylm import CharTokenizer, LanguageModel
+from tinylm import CharTokenizer, LanguageModel, check_count
 from tinylm.bench import SIZES
 from tinylm.endpoint import Endpoint
 from tinylm.serving import Engine, Request
@@ -54,6 +54,7 @@ def main():
     p.add_argument('--rounds', type=int, default=5, help='rounds (%(default)s)')
     args = p.parse_args()
     torch.manual_seed(0)
+    intervals = sorted({1, check_count('interval', args.interval)})
     V = SIZES[args.size].vocab_size
     model = LanguageModel(SIZES[args.size], CharTokenizer(''.join(chr(0x10000 + i) for i in range(V)))).eval()
     prompts = lambda: torch.randint(V, (args.streams, 16)).tolist()
@@ -63,11 +64,11 @@ def main():
     with ExitStack() as stack:
         serve = lambda every: stack.enter_context(
             Endpoint(model, name='m', slots=args.streams, stream_interval=every).running())
-        rows = measure({every: serve(every) for every in (1, args.interval)}, model, prompts, args, ours)
+        rows = measure({every: serve(every) for every in intervals}, model, prompts, args, ours)
     print(f'size {args.size}: {args.streams} streams of {args.tokens} tokens, {torch.get_num_threads()} '
           f'threads, torch {torch.__version__}')
     report('engine', rows['engine'], args)
-    for every in (1, args.interval):
+    for every in intervals:
         report(f'endpoint, {every} in an event', heard := [t for t, _ in rows[every]], args)
         ratio = [a/b for a, b in zip(rows['engine'], heard)]
         share = median(cpu/t for t, cpu in rows[every])

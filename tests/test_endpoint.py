@@ -150,6 +150,20 @@ def test_a_stream_may_hold_several_tokens_in_an_event_and_the_first_never_waits(
         assert [len(p.text) for p in parts] == [1, *[every]*full, rest]
         assert sum((p.logprobs.text_offset for p in parts if p.logprobs), []) == [*range(10)]
 
+def test_an_error_in_a_stream_comes_after_what_was_written_until_then(monkeypatch):
+    want = text(MODEL, alone(MODEL, LETTERS.encode('abc'), 6, 1))
+    with served(stream_interval=50) as (e, url, _):
+        step, made = e.engine.step, []
+        def breaks(): # the reading step writes a token, too
+            if len(made) == 6: raise RuntimeError('no')
+            made.append(1); return step()
+        monkeypatch.setattr(e.engine, 'step', breaks)
+        answer = ask(url, dict(prompt='abc', max_tokens=20, seed=1, stream=True)).text
+    events = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith('data: {')]
+    assert ''.join(c['text'] for e in events for c in e.get('choices', [])) == want
+    assert all(c['finish_reason'] is None for e in events for c in e.get('choices', []))
+    assert 'error' in events[-1] and answer.rstrip().endswith('data: [DONE]')
+
 def test_threads_take_short_turns_while_anybody_serves():
     before, usual = sys.getswitchinterval(), .005
     sys.setswitchinterval(usual)                                       # others of this file may serve, too

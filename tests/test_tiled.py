@@ -306,12 +306,6 @@ def test_it_trains_and_decodes_as_the_fused_kernel():
                b in zip(fused.parameters(), tiled.parameters()))
     assert torch.equal(fused.decode(x[:, :5], 12, temperature=0), tiled.decode(x[:, :5], 12, temperature=0))
 
-def test_dropout_in_training_is_refused_in_one_line_and_does_not_matter_afterwards():
-    _, tiled = twins(block_size=20, dropout=.1)
-    with pytest.raises(ValueError, match=r'^dropout is 0\.1: tiled attention knows only 0$'):
-        tiled.train().prefill(tokens(1, 5))
-    tiled.eval().prefill(tokens(1, 5))
-
 # --- bad input
 
 one = lambda *shape, dtype=torch.float32: torch.zeros(shape, dtype=dtype)

@@ -49,8 +49,9 @@ _SHAPE = [f for f in fields(LMConfig) if f.name in ('block_size', 'n_layer', 'n_
 _RECIPE = fields(TrainConfig)
 _ABOUT = dict(
     block_size='longest text that the model can read, in tokens', n_layer='blocks', n_head='heads in a block',
-    n_embd='channels', dropout='share of activations dropped in training', steps='training steps',
-    batch_size='windows in a step', lr='highest learning rate', min_lr='learning rate at the end',
+    n_embd='channels', dropout='share of what is added to the stream that training drops',
+    steps='training steps', batch_size='windows in a step',
+    lr='highest learning rate', min_lr='learning rate at the end',
     warmup='steps until the highest learning rate', weight_decay='pull of matrices to zero',
     beta1="AdamW's memory for gradients", beta2="AdamW's memory for their squares",
     grad_clip='longest gradient taken at full length',

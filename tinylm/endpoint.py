@@ -343,19 +343,21 @@ async def whole(self:_Answer): # (status, bytes)
 async def events(self:_Answer):
     write, every = json.JSONEncoder(ensure_ascii=False).encode, self.endpoint.stream_interval
     about = write({**self.about, 'object': self.names[1]})[:-1]        # the beginning of each event
-    event = lambda **more: f'data: {about}, {write(more)[1:]}\n\n'
     more, begun, kept = {'usage': None} if self.ask['stream_options'] else {}, set(), {}
+    event = lambda **more: f'data: {about}, {write(more)[1:]}\n\n'
+    def part(choice):
+        text, notes = kept.pop(choice)
+        first = choice not in begun; begun.add(choice)
+        return event(choices=[self._part(choice, text, notes, True, first)], **more)
     try:
         async for choice, text, notes in self.pieces():
-            before, noted = kept.pop(choice.index, ('', []))
-            text, notes = before + text, noted + notes
-            if choice.ended or choice.n % every == 1 % every:          # the first token never waits
-                part = self._part(choice, text, notes, True, choice.index not in begun)
-                begun.add(choice.index)
-                yield event(choices=[part], **more)
-            else: kept[choice.index] = text, notes
+            before, noted = kept.get(choice, ('', []))
+            kept[choice] = before + text, noted + notes
+            if choice.ended or choice.n % every == 1 % every: yield part(choice)    # the first never waits
         if more: yield event(choices=[], usage=self._usage())
-    except _Refusal as e: yield f'data: {write(e.body)}\n\n'
+    except _Refusal as e:
+        for choice in [*kept]: choice.ended = None; yield part(choice)  # what was written until then
+        yield f'data: {write(e.body)}\n\n'
     yield 'data: [DONE]\n\n'
 
 # %% ../nbs/serve.ipynb #5e000055
@@ -535,16 +537,17 @@ def app(self:Endpoint): # for any ASGI server, in one process
     handlers = dict.fromkeys((_Refusal, HTTPException, Exception), _refuse)
     return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
 
-_TURNS = [] # seconds of a thread's turn before each endpoint that serves now
+_TURNS, _LOCK = [], threading.Lock() # seconds of a thread's turn before each endpoint that serves now
 
 @patch
 @asynccontextmanager
 async def _lifespan(self:Endpoint, app):
     self.host = _Host(self.engine, self.meters)
     self.work = asyncio.create_task(self.host.run())
-    _TURNS.append(sys.getswitchinterval()); sys.setswitchinterval(1e-4)
+    with _LOCK: _TURNS.append(sys.getswitchinterval()); sys.setswitchinterval(1e-4)
     try: yield
-    finally: sys.setswitchinterval(_TURNS.pop())
+    finally:
+        with _LOCK: sys.setswitchinterval(_TURNS.pop())
     self.host.ask(None, None)
     await self.work
 
