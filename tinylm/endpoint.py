@@ -344,7 +344,7 @@ async def events(self:_Answer):
     write, every = json.JSONEncoder(ensure_ascii=False).encode, self.endpoint.stream_interval
     about = write({**self.about, 'object': self.names[1]})[:-1]        # the beginning of each event
     more, begun, kept = {'usage': None} if self.ask['stream_options'] else {}, set(), {}
-    event = lambda **more: f'data: {about}, {write(more)[1:]}\n\n'
+    event = lambda **what: f'data: {about}, {write(what)[1:]}\n\n'
     def part(choice):
         text, notes = kept.pop(choice)
         first = choice not in begun; begun.add(choice)
