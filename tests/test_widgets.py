@@ -433,15 +433,18 @@ class Page:
     "The other end of a live box: what the page is shown, and what it asks for."
     def __init__(self, box):
         pytest.importorskip('anywidget')
-        self.box, self.live, self.seen = box, box.widget(), []
-        self.live.observe(lambda change: self.seen.append(change.new), 'detail')
+        self.box, self.live, self.seen, self.steps = box, box.widget(), [], []
+        self.live.observe(self.heard, 'detail')
+
+    def heard(self, change):
+        self.seen.append(change.new)
+        if 'step' in change.new: self.steps.append(change.new['step'])
 
     def tell(self, **message): self.box._hear(self.live, message)
 
     def pull(self, most=10**6):
-        "Ask for more, as the page does, until the answer is there."
-        while most and 'step' in self.live.detail:
-            self.tell(more=self.live.detail['step']); most -= 1
+        "Ask for more at each step that it is shown, as the page does, until nothing is left to ask."
+        while most and self.steps: self.tell(more=self.steps.pop(0)); most -= 1
         return self.live.data['turns']
 
 def slow(monkeypatch):
@@ -480,7 +483,8 @@ def test_stop_keeps_what_is_there_and_gives_a_message_back_that_came_to_nothing(
     page.tell(say='a word'); page.pull(pieces); page.tell(stop=True)
     assert [t['ended'] for t in page.live.data['turns']] == ['stopped']*bool(pieces)
     assert page.live.detail == {'line': ''} | ({} if pieces else {'text': 'a word'})
-    page.tell(stop=True); page.tell(more=3)                                        # late ones change nothing
+    before = page.live.detail
+    page.tell(stop=True); page.tell(more=3); assert page.live.detail == before     # late ones change nothing
     agrees_with_its_cache(page.box.talk)
     page.tell(say='what is a token?')
     monkeypatch.undo(); assert page.pull()[-1]['asked'] == 'what is a token?'
@@ -519,6 +523,7 @@ def test_an_error_or_ctrl_c_becomes_one_line_and_nothing_is_half_changed(monkeyp
 @pytest.mark.parametrize('message', ['', 3, None, 'x'*9000])
 def test_what_is_no_message_gets_one_line(message):
     page = Page(ChatBox(chat(talker(), max_new_tokens=3), MACHINE)); page.tell(say=message)
+    page.pull(); page.tell(stop=True)                                              # late: the line stays
     assert page.live.detail['line'].startswith('ValueError: ') and page.live.data['turns'] == []
     assert len(page.live.detail['line']) < 300
     page.box._hear(page.live, 5); assert page.live.detail['line'].startswith('TypeError: ')

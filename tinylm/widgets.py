@@ -804,6 +804,7 @@ def _hear(self:ChatBox, live, message):
     "The page says something, asks for more of the answer, or for its end."
     try:
         if 'say' in message: self._begin(live, message['say'])
+        elif 'step' not in live.detail: return               # a late word: that answer is over
         elif not self._writes() or 'stop' in message: self._finish(live)
         elif message.get('more') == live.detail.get('step'): self._write(live)
     except KeyboardInterrupt: self._finish(live)
