@@ -6,6 +6,7 @@
     python benchmarks/speedrun.py --records                the table of records
     python benchmarks/speedrun.py --search steps=500       one change a row
     python benchmarks/speedrun.py --parts steps=300        one modern part a row
+    python benchmarks/speedrun.py dropout=.05 --hide .1    with keys that training hides
 
 The text is cut as in lesson 03, and each model is judged on the whole held-out tenth. A run beats the
 count if it ends below it. The clock runs during the steps and stands still during evaluations. Names
@@ -20,8 +21,8 @@ from statistics import median
 
 import torch
 
-from tinylm import (PRESETS, CharTokenizer, CountModel, LanguageModel, Trainer, check_count, evaluate,
-                    load_corpus, train_val_split)
+from tinylm import (ATTENTION, PRESETS, CharTokenizer, CountModel, LanguageModel, Trainer, causal_mask,
+                    check_count, check_number, evaluate, fused_attention, load_corpus, train_val_split)
 
 RECORDS = { # each is the one before it and a change
     'AdamW': dict(optimizer='adamw', lr=5e-3, warmup=100, steps=1400),
@@ -75,21 +76,31 @@ def configs(changes, like='course'):
     mine = {k: v for k, v in changes.items() if k in {f.name for f in fields(shape)}}
     return replace(shape, **mine), replace(recipe, **{k: v for k, v in changes.items() if k not in mine})
 
-def begun(text, shape, recipe):
+def hiding(q, k, v, mask=None, dropout=0.):
+    "Fused attention; each query misses a share of the keys before it, in all heads alike (Li et al. 2023)."
+    if not dropout: return fused_attention(q, k, v, mask)
+    B, T = len(q), q.shape[-2]
+    seen = causal_mask(T) & (torch.rand(B, 1, T, T) >= dropout) | torch.eye(T, dtype=torch.bool)
+    return fused_attention(q, k, v, seen)
+
+def begun(text, shape, recipe, hide=0.):
     "A run that has not made a step."
     torch.manual_seed(recipe.seed)
+    if hide: ATTENTION['hiding'] = hiding; shape = replace(shape, attention='hiding')
     model = LanguageModel(replace(shape, vocab_size=text.tokenizer.vocab_size), text.tokenizer)
+    for block in model.blocks: block.attention.dropout = hide
     return Trainer(model, *text.parts, recipe)
 
-def run(text, shape, recipe):
+def run(text, shape, recipe, hide=0.):
     "Train once: validation loss and seconds."
-    trainer = begun(text, shape, recipe)
+    trainer = begun(text, shape, recipe, hide)
     while trainer.step < recipe.steps: trainer.update()
     return evaluate(trainer.model, text.parts[1]), trainer.seconds
 
-def row(text, name, shape, recipe, seeds):
+def row(text, name, shape, recipe, seeds, hide=0.):
     "Train with a few seeds, and print what came out."
-    losses, seconds = zip(*(run(text, shape, replace(recipe, seed=recipe.seed+i)) for i in range(seeds)))
+    recipes = [replace(recipe, seed=recipe.seed+i) for i in range(seeds)]
+    losses, seconds = zip(*(run(text, shape, r, hide) for r in recipes))
     beats = 'beats the count' if median(losses) < text.count(shape.block_size) else ''
     print(f'{name:36} {recipe.steps:6} {median(seconds):7.1f} s   {median(losses):.3f} ({min(losses):.3f} to '
           f'{max(losses):.3f})   {beats}', flush=True)
@@ -107,6 +118,8 @@ def main():
     p.add_argument('--like', choices=PRESETS, default='course',
                    help='whom the changes begin with (%(default)s)')
     p.add_argument('--seeds', type=int, default=3, help='runs of each row (%(default)s)')
+    p.add_argument('--hide', type=float, default=0., metavar='RATE',
+                   help='in training a query misses so many of the keys before it (%(default)s)')
     which = p.add_mutually_exclusive_group()
     which.add_argument('--records', action='store_true', help='all rows of the table of records')
     which.add_argument('--parts', action='store_true', help='the modern parts, one change a row')
@@ -119,15 +132,17 @@ def main():
 def measure(args):
     "One row after another; what no row can train is said before the first."
     seeds, given = check_count('seeds', args.seeds), dict(args.changes)
+    hide = check_number('hide', args.hide, 0, 1, below=True)
     text, (shape, recipe) = Text(load_corpus(args.corpus)), configs(given, args.like)
     yours = ' '.join(f'{k}={v}' for k, v in given.items()) or args.like
+    if hide: yours += f' --hide {hide}'
     one = search(recipe) if args.search else {yours: {}}
     rows = RECORDS if args.records else PARTS if args.parts else one
     rows = {name: configs(given | changes, args.like) for name, changes in rows.items()}
-    for shape_and_recipe in rows.values(): begun(text, *shape_and_recipe)
+    for shape_and_recipe in rows.values(): begun(text, *shape_and_recipe, hide)
     print(f'{args.corpus}, SHA-256 {text.sha256[:12]}…; {torch.get_num_threads()} threads, '
           f'torch {torch.__version__}; {seeds} seeds; the count: {text.count(shape.block_size):.3f}')
     print(f'{"":36} {"steps":>6} {"time":>9}   loss (spread)')
-    for name, shape_and_recipe in rows.items(): row(text, name, *shape_and_recipe, seeds)
+    for name, shape_and_recipe in rows.items(): row(text, name, *shape_and_recipe, seeds, hide)
 
 if __name__ == '__main__': main()

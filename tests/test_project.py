@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from helpers import run, run_python, sets_up
@@ -589,18 +590,28 @@ def test_the_speedrun_measures_a_change(speedrun, monkeypatch):
     monkeypatch.setattr(speedrun.names['CountModel'], 'loss', lambda *a: counts.append(1) or loss(*a))
     code, out, _ = speedrun('steps=2', '--seeds', '1')
     assert code == 0 and 'steps=2' in out and '1 seeds' in out
+    code, out, _ = speedrun('steps=2', '--seeds', '1', '--hide', '.1')
+    assert code == 0 and 'steps=2 --hide 0.1' in out
     code, out, _ = speedrun('steps=1', 'n_head=2', '--parts', '--seeds', '1')
-    assert code == 0 and 'QK-norm' in out and len(counts) == 2         # once for each text
+    assert code == 0 and 'QK-norm' in out and len(counts) == 3         # once for each text
 
 @pytest.mark.parametrize('words, says', [
     ('depth=3', 'depth'), ('steps=0', 'steps'), ('optimizer=sgd', 'optimizer'),
     ('weights=int8', 'int8 weights have no gradients'), ('block_size=5000', 'too short'),
-    ('--seeds 0', 'seeds is 0'), ('batch_size=1 --search', 'batch_size is 0'),
+    ('--seeds 0', 'seeds is 0'), ('--hide 1', 'hide is 1'), ('batch_size=1 --search', 'batch_size is 0'),
     ('lr=1e30 min_lr=1e30 warmup=0 steps=9', 'try a learning rate below')])
 def test_the_speedrun_refuses_what_cannot_be_trained(speedrun, words, says):
     code, out, error = speedrun(*words.split())
     assert code == 2 and error.startswith('speedrun.py: error: ') and says in error
     assert not out or 'lr' in words                    # before the first row
+
+def test_a_hidden_key_is_not_heard_and_nobody_misses_himself(speedrun):
+    hiding, (q, k, v) = speedrun.names['hiding'], torch.randn(3, 4, 2, 9, 8)
+    assert torch.equal(hiding(q, k, v), tinylm.fused_attention(q, k, v))
+    torch.manual_seed(1); seen = torch.rand(4, 1, 9, 9) >= .5
+    mask = (seen | torch.eye(9, dtype=torch.bool)) & tinylm.causal_mask(9)
+    torch.manual_seed(1); heard = hiding(q, k, v, None, .5)
+    assert torch.allclose(heard, tinylm.causal_attention(q, k, v, mask), atol=1e-5)
 
 def test_any_field_of_a_speedrun_may_hold_anything(speedrun, monkeypatch):
     monkeypatch.setitem(speedrun.names, 'run', lambda *_: (1., 1.))

@@ -273,7 +273,7 @@ def phase_gap(
         whole, _ = model.prefill(x)
         steps = [model.prefill(x[:, :k], cache=cache)[0]]
         for t in range(k, x.shape[1]):
-            new = x[:, 0 if cache is None else t:t+1]
+            new = x[:, :t+1] if cache is None else x[:, t:t+1]
             steps.append(model.prefill(new, cache=cache)[0][:, -1:])
     return (torch.cat(steps, 1) - whole).abs().amax((0, 2))
 
