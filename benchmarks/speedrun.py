@@ -16,7 +16,7 @@ import argparse
 import hashlib
 from ast import literal_eval
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, partial
 from statistics import median
 
 import torch
@@ -76,31 +76,28 @@ def configs(changes, like='course'):
     mine = {k: v for k, v in changes.items() if k in {f.name for f in fields(shape)}}
     return replace(shape, **mine), replace(recipe, **{k: v for k, v in changes.items() if k not in mine})
 
-def hiding(q, k, v, mask=None, dropout=0.):
-    "Fused attention; each query misses a share of the keys before it, in all heads alike (Li et al. 2023)."
-    if not dropout: return fused_attention(q, k, v, mask)
+def hiding(rate, q, k, v, mask=None, dropout=0.):
+    "Fused attention; in training each query misses some keys before it, in all heads (Li et al. 2023)."
+    if not q.requires_grad: return fused_attention(q, k, v, mask, dropout)
     B, T = len(q), q.shape[-2]
-    seen = causal_mask(T) & (torch.rand(B, 1, T, T) >= dropout) | torch.eye(T, dtype=torch.bool)
-    return fused_attention(q, k, v, seen)
+    seen = causal_mask(T) & (torch.rand(B, 1, T, T) >= rate) | torch.eye(T, dtype=torch.bool)
+    return fused_attention(q, k, v, seen, dropout)
 
-def begun(text, shape, recipe, hide=0.):
+def begun(text, shape, recipe):
     "A run that has not made a step."
     torch.manual_seed(recipe.seed)
-    if hide: ATTENTION['hiding'] = hiding; shape = replace(shape, attention='hiding')
     model = LanguageModel(replace(shape, vocab_size=text.tokenizer.vocab_size), text.tokenizer)
-    for block in model.blocks: block.attention.dropout = hide
     return Trainer(model, *text.parts, recipe)
 
-def run(text, shape, recipe, hide=0.):
+def run(text, shape, recipe):
     "Train once: validation loss and seconds."
-    trainer = begun(text, shape, recipe, hide)
+    trainer = begun(text, shape, recipe)
     while trainer.step < recipe.steps: trainer.update()
     return evaluate(trainer.model, text.parts[1]), trainer.seconds
 
-def row(text, name, shape, recipe, seeds, hide=0.):
+def row(text, name, shape, recipe, seeds):
     "Train with a few seeds, and print what came out."
-    recipes = [replace(recipe, seed=recipe.seed+i) for i in range(seeds)]
-    losses, seconds = zip(*(run(text, shape, r, hide) for r in recipes))
+    losses, seconds = zip(*(run(text, shape, replace(recipe, seed=recipe.seed+i)) for i in range(seeds)))
     beats = 'beats the count' if median(losses) < text.count(shape.block_size) else ''
     print(f'{name:36} {recipe.steps:6} {median(seconds):7.1f} s   {median(losses):.3f} ({min(losses):.3f} to '
           f'{max(losses):.3f})   {beats}', flush=True)
@@ -133,16 +130,18 @@ def measure(args):
     "One row after another; what no row can train is said before the first."
     seeds, given = check_count('seeds', args.seeds), dict(args.changes)
     hide = check_number('hide', args.hide, 0, 1, below=True)
-    text, (shape, recipe) = Text(load_corpus(args.corpus)), configs(given, args.like)
     yours = ' '.join(f'{k}={v}' for k, v in given.items()) or args.like
-    if hide: yours += f' --hide {hide}'
+    if hide:
+        yours += f' --hide {hide}'
+        ATTENTION['hiding'] = partial(hiding, hide); given['attention'] = 'hiding'
+    text, (shape, recipe) = Text(load_corpus(args.corpus)), configs(given, args.like)
     one = search(recipe) if args.search else {yours: {}}
     rows = RECORDS if args.records else PARTS if args.parts else one
     rows = {name: configs(given | changes, args.like) for name, changes in rows.items()}
-    for shape_and_recipe in rows.values(): begun(text, *shape_and_recipe, hide)
+    for shape_and_recipe in rows.values(): begun(text, *shape_and_recipe)
     print(f'{args.corpus}, SHA-256 {text.sha256[:12]}…; {torch.get_num_threads()} threads, '
           f'torch {torch.__version__}; {seeds} seeds; the count: {text.count(shape.block_size):.3f}')
     print(f'{"":36} {"steps":>6} {"time":>9}   loss (spread)')
-    for name, shape_and_recipe in rows.items(): row(text, name, *shape_and_recipe, seeds, hide)
+    for name, shape_and_recipe in rows.items(): row(text, name, *shape_and_recipe, seeds)
 
 if __name__ == '__main__': main()

@@ -806,7 +806,7 @@ def _hear(self:ChatBox, live, message):
         if 'say' in message: self._begin(live, message['say'])
         elif 'step' not in live.detail: return               # a late word: that answer is over
         elif not self._writes() or 'stop' in message: self._finish(live)
-        elif message.get('more') == live.detail.get('step'): self._write(live)
+        elif message.get('more') == live.detail['step']: self._write(live)
     except KeyboardInterrupt: self._finish(live)
     except Exception as e: self._finish(live, f'{type(e).__name__}: {shown(str(e), 200)}')
 
