@@ -14,7 +14,7 @@ import httpx
 import openai
 from helpers import CHATML, quick, run, seeded, small_model, start_python
 from test_serving import check_empty
-from tinylm import (CharTokenizer, DecodeTimeline, Machine, Sampling, Timeline, chat_ids, native,
+from tinylm import (CharTokenizer, DecodeTimeline, Machine, Sampling, Timeline, chat_ids, crew,
                     train_subwords)
 from tinylm.cli import main
 from tinylm.endpoint import Endpoint, StopText
@@ -231,7 +231,7 @@ def test_stop_strings_end_a_text_wherever_the_tokens_are_cut(words, stops, data)
 
 def test_loops_are_compiled_before_anybody_asks(monkeypatch):
     asked = []
-    monkeypatch.setattr(native, '_ready', lambda: asked.append(True) or True)
+    monkeypatch.setattr(crew, '_ready', lambda: asked.append(True) or True)
     Endpoint(MODEL, compile=False)
     assert not asked
     Endpoint(MODEL)

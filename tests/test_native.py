@@ -1,5 +1,7 @@
 "Compiled loops: the law, the same bits from run to run, and the ordinary path wherever they do not apply."
 import gc, os, shutil, sys, threading, time, weakref
+from contextlib import nullcontext
+from dataclasses import replace
 from math import exp
 
 import pytest
@@ -9,8 +11,8 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tinylm import (Engine, KVCache, LanguageModel, LMConfig, ModelDrafter, NGramDrafter, PagedKVCache,
-                    Request, Sampling, native, native_reason)
+from tinylm import (ATTENTION, Engine, KVCache, LanguageModel, LMConfig, ModelDrafter, NGramDrafter,
+                    PagedKVCache, Request, Sampling, crew, fused_attention, native, native_reason, take_loops)
 from tinylm.model import COMPILE
 
 pytest.importorskip('numba', reason='pip install numba')
@@ -20,11 +22,11 @@ PASSES = [] # how many rows each compiled pass had
 
 @pytest.fixture(autouse=True, scope='module')
 def counting():
-    run = native._Loops.run
+    run = crew._Plans.run
     def counted(self, plan, R, *args, **more): PASSES.append(R); return run(self, plan, R, *args, **more)
-    native._Loops.run = counted
+    crew._Plans.run = counted
     yield
-    native._Loops.run = run
+    crew._Plans.run = run
 
 @pytest.fixture
 def passes(): PASSES.clear(); return PASSES
@@ -36,8 +38,8 @@ class ordinary:
 
 def several(monkeypatch, model, helpers):
     "Threads for small models, too."
-    monkeypatch.setattr(native, '_helpers', lambda: helpers)
-    native._loops_of(model).big = True
+    monkeypatch.setattr(crew, '_helpers', lambda: helpers)
+    crew._plans_of(model).size = 2**30
 
 def read(model, x, sizes, kind):
     "The logits of x, read in chunks through a cache of this kind."
@@ -91,7 +93,7 @@ def test_a_text_in_one_call_is_the_text_of_step_after_step(model, data):
     PASSES.clear()
     assert torch.equal(model.decode(x, n, temperature=0), want)
     if x.shape[1] + n <= size + 1:                          # the prompt, its logits, and all the rest
-        assert len(PASSES) <= 2*-(-x.shape[1]//native.ROWS) + -(-n//native.AT_ONCE)
+        assert len(PASSES) <= 2*-(-x.shape[1]//native.ROWS) + -(-n//crew.AT_ONCE)
 
 def test_who_draws_or_has_several_rows_goes_step_by_step(passes):
     model = small_model(block_size=32).eval()
@@ -244,7 +246,7 @@ def test_gradients_mean_the_ordinary_path_and_a_cache_has_none(passes):
 
 def test_who_wants_no_loops_waits_for_no_compiler(monkeypatch):
     def ready(): raise AssertionError('the loops are compiled')
-    monkeypatch.setattr(native, '_ready', ready)
+    monkeypatch.setattr(crew, '_ready', ready)
     model, x = small_model().eval(), torch.zeros(1, 3, dtype=torch.long)
     assert model.decode(x, 4, compile=False).shape == (1, 7)
     engine = Engine(model, compile=False)
@@ -266,13 +268,65 @@ def test_a_subclass_takes_the_ordinary_path(passes):
     assert not passes and 'is not as in the lessons' in native_reason(model)
 
 def test_a_cache_that_attends_in_its_own_way_is_asked(passes):
-    class Deaf(native.Cached):
+    class Deaf(crew.Cached):
         def attend(self, layer, q, k, v, dropout=0.): return torch.zeros_like(q)
     model, x, cache = small_model().eval(), tokens(1, 5), None
     with torch.no_grad():
         cache = KVCache.of(model); cache.makes = Deaf
         got = model.hidden(x, cache)
         assert not passes and not close(got, model.hidden(x, KVCache.of(model)))
+
+def shorter(m): m.config = replace(m.config, block_size=8)
+def longer(m): m.config.block_size = 512
+def turned(m): m.config.rope_theta = 100.
+def new_head(m): m.head = nn.Linear(32, 11, bias=False).eval()
+def hooked_head(m): new_head(m); m.head.register_forward_hook(lambda *_: None)
+def bounded(m): m.tok_emb.max_norm = .1
+def spied(m): m.config.attention = 'spied'
+
+@pytest.mark.parametrize('change', [shorter, longer, turned, new_head, hooked_head, bounded, spied])
+@pytest.mark.parametrize('positions', ['learned', 'rotary'])
+@pytest.mark.parametrize('cached', [False, True])
+@torch.no_grad()
+def test_what_changes_after_the_first_pass_is_seen(monkeypatch, change, positions, cached):
+    def spy(q, k, v, mask=None, dropout=0.): return fused_attention(q, k, v, mask, dropout)*0
+    monkeypatch.setitem(ATTENTION, 'spied', spy)
+    model = small_model(tie_embeddings=False, n_embd=32, block_size=16, positions=positions).eval()
+    x = tokens(1, 7)
+    def scores(): return model.prefill(x, cache=KVCache.of(model) if cached else None)[0]
+    first = scores(); model.prefill(x, cache=KVCache.of(model))
+    change(model)
+    got = scores()
+    with ordinary(): want = scores()
+    assert close(got, want) and (change in (shorter, longer, turned) or not close(want, first))
+
+@torch.no_grad()
+def test_long_turns_are_those_of_the_whole_pass(monkeypatch):
+    "Dynamic scaling asks for the longest text of a pass, however many rows a loop takes at a time."
+    scaling = dict(rope_type='dynamic', factor=2., original_max_position_embeddings=16)
+    model = small_model(block_size=64, positions='rotary', weights='int8', rope_scaling=scaling).eval()
+    run, seen = crew._Plans.run, []
+    def noting(self, plan, R, rows=None, table=None, memory=None, turns=None, **more):
+        if turns is not None: seen.append(turns)
+        return run(self, plan, R, *(() if rows is None else (rows, table, memory, turns)), **more)
+    monkeypatch.setattr(crew._Plans, 'run', noting)
+    model.prefill(tokens(1, 50))
+    [want] = crew._plans_of(model).turns(range(50))[None]
+    assert len(seen) == 2 and (torch.tensor(want) == torch.cat([*map(torch.tensor, seen)], 2)).all()
+
+@torch.no_grad()
+def test_odd_tensors_get_the_words_of_pytorch(passes):
+    model = small_model().eval()
+    for x in (torch.zeros(1, 0, dtype=torch.long), torch.tensor([[1.5]])):
+        got, want = [], []
+        for words in (got, want):
+            with ordinary() if words is want else nullcontext():
+                try: words.append(model.hidden(x, KVCache.of(model)).shape)
+                except Exception as e: words.append((type(e), str(e)))
+        assert got == want
+    with pytest.raises(RuntimeError): model.logits(torch.zeros(1, 3, model.config.n_embd + 4))
+    assert model.logits(torch.zeros(1, 0, model.config.n_embd)).shape[:2] == (1, 0)
+    assert not passes
 
 # --- the same bits
 
@@ -296,7 +350,7 @@ def test_pieces_that_a_thread_has_left_are_done_by_others(monkeypatch):
     "A helper that never comes back from its first piece: here, one that has taken a number and does nothing."
     model, x = small_model().eval(), tokens(1, 5)
     with torch.no_grad():
-        want, write = model.prefill(x, cache=KVCache.of(model))[0], native._write
+        want, write = model.prefill(x, cache=KVCache.of(model))[0], crew._state.write
         def robbed(tokens, plan, *args):
             desk, owner = args[9 - 1], args[-1]
             if owner:
@@ -304,8 +358,45 @@ def test_pieces_that_a_thread_has_left_are_done_by_others(monkeypatch):
                 counters = (ctypes.c_int64*(native.COUNTS + 16*len(plan))).from_address(desk)
                 for s in range(len(plan)): counters[native.COUNTS + 16*s] = 1   # piece 0 of each is taken
             return write(tokens, plan, *args)
-        monkeypatch.setattr(native, '_write', robbed)
+        monkeypatch.setattr(crew._state, 'write', robbed)
         assert torch.equal(model.prefill(x, cache=KVCache.of(model))[0], want)
+
+def test_a_helper_has_room_for_every_model_that_it_has_met(monkeypatch):
+    "A thread's paper for whole numbers and that for floats grow apart: a wider model may need fewer floats."
+    shapes, rooms, mine, worked = ((232, 232), (360, 360), (16, 64)), [], crew._mine, threading.Event()
+    made = [LanguageModel(LMConfig(5, 8, 1, 1, C, n_inner=n, weights='int8')).eval() for C, n in shapes]
+    plans, hands = [crew._plans_of(m).hidden for m in made], crew._Crew()
+    assert plans[0].mine > plans[1].mine and plans[0].widest < plans[1].widest
+    monkeypatch.setattr(crew, '_mine', lambda *sizes: rooms.append(sizes) or mine(*sizes))
+    for plan in plans:
+        worked.clear()
+        hands.call((lambda *args: worked.set(), plan, ()), 1)
+        assert worked.wait(10)
+        assert all(has >= needs for has, needs in zip(rooms[-1], (plan.mine, plan.widest)))
+    hands.close()
+
+def other_loops(**changes):
+    "A namespace with loops like the library's, but for these lines."
+    source, names = open(native.__file__).read(), {'__name__': 'tinylm.mine'}
+    for old, new in changes.items():
+        assert (line := WAS[old]) in source
+        source = source.replace(line, new)
+    exec(source, names)
+    return names
+
+WAS = dict(ill='total += x[k]*np.float32(0)', best='if y[j] > y[best]', tile='ROWS, TILE = 32, 64')
+
+@pytest.mark.slow
+def test_loops_of_a_notebook_take_the_place_of_the_librarys(monkeypatch):
+    for name in ('write', 'tried', 'why'): monkeypatch.setattr(crew._state, name, getattr(crew._state, name))
+    model, idx = small_model().eval(), tokens(1, 3)
+    want, write = model.decode(idx, 5, temperature=0), crew._state.write
+    for wrong, words in ((dict(ill='total += unknown[k]'), 'unknown'),
+                         (dict(tile='ROWS, TILE = 64, 64'), 'ROWS is 64: expected 32')):
+        with pytest.raises(Exception, match=words): take_loops(other_loops(**wrong))
+    assert crew._state.write is write and torch.equal(model.decode(idx, 5, temperature=0), want)
+    take_loops(other_loops(best='if y[j] < y[best]'))
+    assert native_reason(model) == '' and not torch.equal(model.decode(idx, 5, temperature=0), want)
 
 def test_two_engines_in_two_threads(monkeypatch):
     made = [small_model(seed, block_size=32).eval() for seed in range(2)]
@@ -387,10 +478,13 @@ print(repr(native_reason(model)), model.decode(torch.zeros(1, 2, dtype=torch.lon
 def paths(*more): return os.pathsep.join(map(str, [*more, *sys.path]))
 
 @pytest.mark.slow
-def test_without_numba_all_is_as_before(tmp_path):
-    (tmp_path/'numba.py').write_text('raise ImportError("no numba")')
+@pytest.mark.parametrize('error, words', [
+    ('ModuleNotFoundError("no numba", name="numba")', 'numba is not installed'),
+    ('ImportError("Numba needs NumPy 2.4 or less")', 'numba: Numba needs NumPy 2.4 or less')])
+def test_without_numba_all_is_as_before(tmp_path, error, words):
+    (tmp_path/'numba.py').write_text(f'raise {error}')
     said = run_python('-c', ONCE, env=os.environ | dict(PYTHONPATH=paths(tmp_path)))
-    assert 'numba is not installed' in said.stdout and not said.stderr
+    assert words in said.stdout and not said.stderr
 
 @pytest.mark.slow
 @pytest.mark.parametrize('folder', ['/proc/nowhere', '/dev/null/x'])

@@ -104,6 +104,8 @@ def test_saved_outputs_are_there_and_clean(path):
     outputs = [o for c in code for o in c.outputs]
     assert outputs and not [o for o in outputs if o.output_type == 'error']
     assert not [o.text for o in outputs if o.get('name') == 'stderr' and 'Warning' in o.text]
+    bars = [o for o in outputs if o.output_type == 'stream' and o.text.count('\r') > 20]
+    assert not bars                                                       # all frames of a progress bar
     text = json.dumps(outputs)
     assert str(ROOT) not in text and os.path.expanduser('~') + '/' not in text and '/tmp/' not in text
     assert all(c.execution_count is None for c in code)                   # nbdev_clean has been here

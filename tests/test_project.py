@@ -174,7 +174,7 @@ def asks_for_a_cache(node):
 def test_only_begin_and_the_law_ask_whether_there_is_a_cache():
     who = {(m, f.name) for m, tree in sources().items() for f in ast.walk(tree)
            if isinstance(f, ast.FunctionDef) and any(map(asks_for_a_cache, ast.walk(f)))}
-    assert who == {('model', 'begin'), ('native', 'takes'), ('decoding', 'phase_gap'),
+    assert who == {('model', 'begin'), ('crew', 'takes'), ('decoding', 'phase_gap'),
                    ('pretrained', '_adapt'), ('pretrained', 'prefill')}     # the law, for models of others
 
 def test_no_lesson_redefines_what_another_has_defined():

@@ -25,7 +25,7 @@ from .subwords import *
 from .conversation import *
 from .pretrained import *
 from .quantize import *
-from .native import *
+from .crew import *
 from .distributed import *
 from .bench import *
 from .widgets import *
@@ -35,15 +35,15 @@ from .doctor import *
 from .endpoint import *
 
 # %% ../nbs/index.ipynb #b25b4e81
-from . import attention, bench, cache, core, cost, data, decoding, doctor, model, modern, old, paged
+from . import attention, bench, cache, core, cost, crew, data, decoding, doctor, model, modern, old
 from . import conversation, distributed, pretrained, quantize, serving, speculative, subwords, tiled
-from . import endpoint, explorer, native, play, training, widgets
+from . import endpoint, explorer, paged, play, training, widgets
 
 # %% ../nbs/index.ipynb #cdc56615
 __all__ = [*core.__all__, *data.__all__, *attention.__all__, *model.__all__, *training.__all__,
     *decoding.__all__, *cache.__all__, *cost.__all__, *tiled.__all__, *speculative.__all__, *paged.__all__,
     *serving.__all__, *modern.__all__, *subwords.__all__, *conversation.__all__, *pretrained.__all__,
-    *quantize.__all__, *native.__all__, *distributed.__all__, *bench.__all__, *widgets.__all__,
+    *quantize.__all__, *crew.__all__, *distributed.__all__, *bench.__all__, *widgets.__all__,
     *explorer.__all__, *play.__all__, *doctor.__all__, *endpoint.__all__]
 
 # %% ../nbs/index.ipynb #da110001
