@@ -4,6 +4,7 @@
     python benchmarks/peers.py --size S
     python benchmarks/peers.py --size L --prompt 512 --new 32 --static
     python benchmarks/peers.py --size M --train
+    python benchmarks/peers.py --size M --train --nanogpt nanoGPT/model.py
     python benchmarks/peers.py --checkpoint SmolLM2-135M-Instruct.Q4_1.gguf --prompt 128
     python benchmarks/peers.py --all    # the table of the page about benchmarks, in a quarter of an hour
 
@@ -18,12 +19,13 @@ two. The text of eight bits may differ. llama.cpp does not repack its eight bits
 in a virtual machine with AMX, it crashed when it did. benchmarks/busy.py asks what is left beside a busy
 neighbour.
 
-With --train, a training step (forward, backward, AdamW) is compared with that of transformers.
+With --train, a training step (forward, backward, AdamW) is compared with that of transformers, and with
+that of nanoGPT, as it is and compiled, where its model.py is given: it is run, so look at what you give.
 """
 import argparse, json, multiprocessing, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from statistics import median
 
@@ -152,13 +154,21 @@ def engines(model, args, folder):
         yield 'llama.cpp', InItsOwnProcess(llama_engine, folder/'model.gguf', *about)
         yield 'llama.cpp q8_0', InItsOwnProcess(llama_engine, to_q8(folder/'model.gguf'), *about, True)
 
+def reading(n_bytes):
+    "The shortest of a few times in which PyTorch reads so many bytes: a matrix times a vector."
+    block, column = torch.ones(n_bytes//4096, 1024), torch.ones(1024)
+    def seconds(): start = time.perf_counter(); block @ column; return time.perf_counter() - start
+    return min(seconds() for _ in range(9))
+
 def compare_decoding(model, args, folder):
     "Measure and print; name -> ratios to transformers, a pair of runs each."
     idx = torch.randint(model.config.vocab_size, (1, args.prompt))
     ways = dict(engines(model, args, folder))
     texts = {name: engine(idx, args.new)[1] for name, engine in ways.items()}      # warm-up
-    first, whole = {n: [] for n in ways}, {n: [] for n in ways}
+    n_bytes = int(model.config.pass_cost(1, args.prompt + args.new//2, last_only=True).n_bytes)
+    first, whole, read = {n: [] for n in ways}, {n: [] for n in ways}, []
     for _ in range(args.repeats):
+        read.append(reading(n_bytes))
         for name, engine in ways.items():
             time.sleep(.5)
             for times, n in ((first, 1), (whole, args.new)):
@@ -174,6 +184,11 @@ def compare_decoding(model, args, folder):
         same = (texts[n] == texts['transformers']).float().mean().item()
         print(f'{n:20} {1/median(per_token[n]):9,.0f} {median(r):6.2f} {min(r):6.2f} {max(r):6.2f}   '
               f'{1e3*median(first[n]):8.1f} {median(t):6.2f}   {same:.0%}', flush=True)
+    print(f'a token in float32 reads {n_bytes/1e6:.1f} MB; PyTorch reads as many at '
+          f'{n_bytes/median(read)/1e9:.1f} GB/s')
+    for n in ('tinylm eager', 'tinylm native', 'llama.cpp'):
+        share = [r/t for r, t in zip(read, per_token.get(n, []))]
+        if share: print(f'{n:20} {median(share):.0%} of that ({min(share):.0%} to {max(share):.0%})')
     return ratios
 
 def compare_all(args):
@@ -199,12 +214,22 @@ def training_step(model, loss_of):
         optimizer.zero_grad(); loss_of(x, y).backward(); optimizer.step()
     return step
 
+def nanogpt_steps(path, c):
+    "Training steps of nanoGPT's model in this shape."
+    spec = spec_from_file_location('nanogpt', path)
+    spec.loader.exec_module(nano := module_from_spec(spec))
+    for name, prepare in (('nanoGPT', lambda peer: peer), ('nanoGPT compiled', torch.compile)):
+        shape = nano.GPTConfig(c.block_size, c.vocab_size, c.n_layer, c.n_head, c.n_embd, 0., c.bias)
+        peer = prepare(nano.GPT(shape).train())
+        yield name, training_step(peer, lambda x, y, peer=peer: peer(x, y)[1])
+
 def compare_training(args):
     model = prepared(args)
     peer, c = to_transformers(model), model.config
     def loss_of_peer(x, y): return cross_entropy(peer(x).logits.flatten(0, 1), y.flatten())
     ways = {'tinylm': training_step(model.train(), lambda x, y: model.prefill(x, y)[1]),
             'transformers': training_step(peer.train(), loss_of_peer)}
+    if args.nanogpt: ways |= nanogpt_steps(args.nanogpt, c)
     x, y = torch.randint(c.vocab_size, (2, args.batch, c.block_size))
     seconds = {n: [] for n in ways}
     for round_ in range(args.repeats + 1):
@@ -227,6 +252,7 @@ def main():
     p.add_argument('--repeats', type=int, default=7, help='rounds (%(default)s)')
     p.add_argument('--static', action='store_true', help="also transformers' static cache")
     p.add_argument('--train', action='store_true', help='compare a training step in place of decoding')
+    p.add_argument('--nanogpt', metavar='FILE', help="with --train: nanoGPT's model.py")
     p.add_argument('--batch', type=int, default=12, help='windows in a training step (%(default)s)')
     p.add_argument('--all', action='store_true', help='all sizes and the real model of lesson 12, in a table')
     args = p.parse_args()
