@@ -301,6 +301,22 @@ def test_what_changes_after_the_first_pass_is_seen(monkeypatch, change, position
     assert close(got, want) and (change in (shorter, longer, turned) or not close(want, first))
 
 @torch.no_grad()
+def test_what_is_put_in_the_place_of_a_step_is_asked_for_a_text_too(monkeypatch):
+    model, idx = small_model(block_size=16).eval(), tokens(1, 3)
+    want, logits = model.decode(idx, 9, temperature=0), LanguageModel.logits
+    def turned_round(self, h): return -logits(self, h)
+    def other(text): return text.shape == want.shape and not torch.equal(text, want)
+    for owner, wrong in ((model, turned_round.__get__(model)), (LanguageModel, turned_round)):
+        with monkeypatch.context() as m:
+            m.setattr(owner, 'logits', wrong)
+            text = model.decode(idx, 9, temperature=0)
+            assert other(text) and torch.equal(text, model.decode(idx, 9, temperature=0, compile=False))
+    class Deaf(crew.Cached):
+        def attend(self, layer, q, k, v, dropout=0.): return torch.zeros_like(q)
+    monkeypatch.setattr(KVCache, 'makes', Deaf)
+    assert other(model.decode(idx, 9, temperature=0))
+
+@torch.no_grad()
 def test_long_turns_are_those_of_the_whole_pass(monkeypatch):
     "Dynamic scaling asks for the longest text of a pass, however many rows a loop takes at a time."
     scaling = dict(rope_type='dynamic', factor=2., original_max_position_embeddings=16)
@@ -394,6 +410,7 @@ def test_loops_of_a_notebook_take_the_place_of_the_librarys(monkeypatch):
     for wrong, words in ((dict(ill='total += unknown[k]'), 'unknown'),
                          (dict(tile='ROWS, TILE = 64, 64'), 'ROWS is 64: expected 32')):
         with pytest.raises(Exception, match=words): take_loops(other_loops(**wrong))
+    with pytest.raises(ValueError, match='written elsewhere'): take_loops(dict(vars(native)))
     assert crew._state.write is write and torch.equal(model.decode(idx, 5, temperature=0), want)
     take_loops(other_loops(best='if y[j] < y[best]'))
     assert native_reason(model) == '' and not torch.equal(model.decode(idx, 5, temperature=0), want)

@@ -13,6 +13,7 @@ from hashlib import sha256
 from inspect import getsource
 from itertools import chain
 from queue import SimpleQueue
+from shutil import rmtree
 from types import SimpleNamespace
 from weakref import WeakKeyDictionary
 
@@ -98,6 +99,7 @@ def _compile(loops):
         except Exception as e:                         # such as a damaged file
             if not kept: raise
             _say(f'compiled loops cannot be kept in {folder}: {type(e).__name__}')
+            rmtree(folder, ignore_errors=True)         # the next start finds nothing, and keeps its own
         finally: numba.config.CACHE_DIR = before
 
 # %% ../nbs/crew.ipynb #14000032
@@ -130,8 +132,11 @@ def take_loops(
 ):
     "From now on run these loops in place of the library's; what the compiler says against them is raised."
     for name, value in vars(native).items():
-        if name.isupper() and name[0] != '_' and loops.get(name) != value:
+        plain = name.isupper() and name != 'PATIENCE' and isinstance(value, int)
+        if plain and loops.get(name) != value:
             raise ValueError(f'{name} is {loops.get(name)}: expected {value}, as in the plans')
+    if native._python_of(loops['_write']).__globals__ is not loops:
+        raise ValueError('these loops were written elsewhere: expected the namespace of their notebook')
     with _state.lock, _unwatched(): _state.write, _state.tried, _state.why = _compile(loops), True, ''
 
 # %% ../nbs/crew.ipynb #14000042
@@ -191,9 +196,11 @@ def _helpers(): # besides the thread that asks
 _KNOWN = (LanguageModel, Block, CausalSelfAttention, MLP, SwiGLU, QKNorm, Rotary, TokenTable, Int8Table,
           Int8Linear, nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.Dropout, nn.ModuleList,
           nn.ModuleDict)
-_NAMES = 'forward', 'hidden', 'embed', 'heads', 'scores', 'turns', 'attend', '__call__'
+_ASKED = {'begin', 'hidden', 'logits'} # what a step asks a model for
+_NAMES = 'forward', *_ASKED, 'embed', 'heads', 'scores', 'turns', 'attend', '__call__'
 
 _INHERITED = '__call__', 'hidden' # which a class gets from another, unless somebody gives it its own
+# the members of a class, a name, and what stood there at first
 _WRITTEN = [(vars(t), name, vars(t).get(name)) for t in (*_KNOWN, nn.Module, Pass, Fresh, Cached, Paged)
             for name in _NAMES if name in vars(t) or name in _INHERITED]
 _KERNELS = dict(ATTENTION)
@@ -222,7 +229,7 @@ def _traits(part): # all of a part that the loops take for granted
     drop = getattr(part, 'drop', None) # evaluation knows no dropout, whatever its rate
     tensors = {n: t is not None and (type(t), t.shape, t.dtype, t.is_contiguous())
                for n, t in (part._parameters | part._buffers).items()}
-    own = [n for n in _NAMES if n in vars(part) and n != 'hidden']     # a `hidden` of its own is asked anyway
+    own = [n for n in _NAMES if n in vars(part) and n not in _ASKED]   # a `hidden` of its own is asked anyway
     return (type(part), tensors, getattr(part, 'eps', None), getattr(part, 'max_norm', None),
             type(drop) is nn.Dropout or drop, own, [*part._modules])
 
@@ -345,7 +352,7 @@ def _places(c, cache, idx): # of tokens: ids, positions, rows; of the cache: tab
     at = [p for held, n in zip(cache.lengths, counts) for p in range(held, held + n)]
     row = [r for r, n in enumerate(counts) for _ in range(n)]
     shape, strides = kv[0].shape, kv[0].stride()
-    # which of its sides are keys and values, pages, places and heads, and how long all five have to be
+    # which of its five sides are keys and values, pages, places, heads; and how long each has to be
     if isinstance(cache, KVCache):                     # a page as long as a row
         which, want, table = (0, 1, 3, 2), (2, B, c.n_kv, shape[3], c.head_size), [[r] for r in range(B)]
     else:
@@ -374,12 +381,14 @@ class _Few(Pass):
         if model is not self.model or _reason(model, plans): return self.p.hidden(model, idx)
         cache = KVCache.of(model, *idx.shape) if type(self.p) is Fresh else self.cache
         if (places := _places(model.config, cache, idx)) is None: return self.p.hidden(model, idx)
-        (*tokens, table, memory), turns = places, plans.turns(places[1])
-        for part in [slice(s, s + ROWS) for s in range(0, idx.numel(), ROWS)]:
-            ids, at, row = (t[part] for t in tokens)
-            rows = np.array([ids, at, row, [row.index(r) for r in row]], np.int64)
-            turn = np.ascontiguousarray(turns[:, :, part])
-            parts.append(plans.run(plans.hidden, len(row), rows, table, memory, turn, kept=cache))
+        ids, at, row, table, memory = places
+        turns = plans.turns(at)
+        for start in range(0, len(ids), ROWS):
+            part = slice(start, start + ROWS)
+            first = [row[part].index(r) for r in row[part]]
+            rows = np.array([ids[part], at[part], row[part], first], np.int64)
+            parts.append(plans.run(plans.hidden, rows.shape[1], rows, table, memory,
+                                   np.ascontiguousarray(turns[:, :, part]), kept=(*cache.kv,)))
         return _joined(parts).view(*idx.shape, -1)
 
 # %% ../nbs/crew.ipynb #14000062
@@ -391,18 +400,19 @@ class _Native:
 
     def takes(self, model, idx, cache, begun):         # a pass through a cache keeps no gradients anyway
         fresh = cache is None
-        few = self.few(model, idx.numel(), not fresh, fresh)
+        few = self.few(model, idx.numel(), cached=not fresh, grad=fresh)
         return self._taken(model, cache, begun) if few else begun
 
     @contextmanager
     def _taken(self, model, cache, begun):
+        plain = type(cache) is not KVCache or cache.makes is Cached
         kinds = (type(None), Fresh), (KVCache, Cached), (Batch, Paged)
-        with begun as p: yield _Few(p, model, cache) if (type(cache), type(p)) in kinds else p
+        with begun as p: yield _Few(p, model, cache) if plain and (type(cache), type(p)) in kinds else p
 
     def logits(self, model, hidden):
         n, grad = hidden[..., 0].numel(), hidden.requires_grad or model.config.weights == 'float'
         fit = n and hidden.dtype == torch.float32 and hidden.shape[-1] == model.config.n_embd
-        if not fit or not self.few(model, n, True, grad): return None  # a head needs no cache
+        if not fit or not self.few(model, n, cached=True, grad=grad): return None  # a head needs no cache
         plans = _ALL.get(model)                        # a pass before it has looked at all but the head
         if plans is None or plans.why or plans.head is not native._head(model) or not plans.top.holds():
             plans = _plans_of(model)
@@ -420,15 +430,16 @@ class _Native:
 
     def write(self, model, text, cache, sampling, end): # the next tokens of one row, or None
         new = text[:, cache.lengths[0]:]
-        fit = (new.numel() == 1 and type(cache) is KVCache and type(sampling) is Sampling
+        fit = (new.numel() == 1 and type(cache) is KVCache and cache.makes is Cached
+               and type(sampling) is Sampling and not vars(model).keys() & _ASKED
                and sampling.temperature == 0 and cache.config is model.config
-               and self.few(model, 1, True, False))
+               and self.few(model, 1, cached=True, grad=False))
         if not fit or _reason(model, plans := _plans_of(model)): return None
         if (places := _places(model.config, cache, new)) is None: return None
         (ids, at, row, table, memory), held = places, cache.lengths[0]
         n = min(end - text.shape[1], memory[SIZE] - held, model.config.block_size - held, plans.at_once)
         if n < 1: return None
-        tokens = plans.write(np.array([ids, at, row, [0]], np.int64), table, memory, n, cache)
+        tokens = plans.write(np.array([ids, at, row, [0]], np.int64), table, memory, n, (*cache.kv,))
         cache._move([held + len(tokens)])
         return tokens[None] if len(tokens) else None
 

@@ -138,9 +138,9 @@ def _kept_at(stage, at, row, g, table, memory): # the address of a key in the ca
 
 @_loop
 def _addresses(stage, start, n, r, g, shape, rows, table, memory, arena, keys, values): # of n keys and values
-    (H, G, D), new = shape, rows[NEW, r]
-    old, width, t = rows[AT, new], (H + 2*G)*D, 0      # so many are in the cache
-    while t < n:                                       # a run of them stands evenly
+    (H, G, D), new, t = shape, rows[NEW, r], 0
+    old, width = rows[AT, new], (H + 2*G)*D            # so many are in the cache
+    while t < n:                                       # a run: keys at one distance
         at = start + t
         if at >= old:
             key = arena + 4*(stage[SRC] + (new + at - old)*width + (H + g)*D)
@@ -395,7 +395,7 @@ class _Plan:
 
     def address(self, t):
         if t is None: return 0
-        self.kept.append(t)
+        self.kept.append(t.detach())                   # the memory, whatever becomes of the parameter
         return t.data_ptr()
 
     def stage(self, kind, width, once=0, each=0, **columns): # where its output stands
@@ -423,5 +423,6 @@ class _Plan:
     def done(self, D):
         self.table, self.desks = np.array(self.stages, np.int64), []
         self.widest, step = (int(self.table[:, k].max()) for k in (INS, STEP))
+        # the scales and rows of a product, then its outputs; or a tile's addresses, scores, m, l and output
         self.mine = ROWS*(1 + self.widest) + max(2*ROWS*step, 5*TILE + 2 + D, self.widest)
         return self
