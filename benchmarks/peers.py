@@ -35,6 +35,7 @@ from torch.nn.functional import cross_entropy
 from tinylm import (CharTokenizer, LanguageModel, check_count, data_dir, family_of, load_model, native_reason,
     quantize_, to_gguf, to_hf)
 from tinylm.bench import SIZES
+from tinylm.cost import best_time
 from tinylm.pretrained import REAL_MODEL
 
 COLUMNS = { # of the table that --all makes
@@ -157,8 +158,7 @@ def engines(model, args, folder):
 def reading(n_bytes):
     "The shortest of a few times in which PyTorch reads so many bytes: a matrix times a vector."
     block, column = torch.ones(n_bytes//4096, 1024), torch.ones(1024)
-    def seconds(): start = time.perf_counter(); block @ column; return time.perf_counter() - start
-    return min(seconds() for _ in range(9))
+    return best_time(lambda: block @ column, 9)
 
 def compare_decoding(model, args, folder):
     "Measure and print; name -> ratios to transformers, a pair of runs each."

@@ -62,7 +62,7 @@ def _primitives():
                 _added=shared('add'), _swapped=shared('xchg'), _looked=shared('load'))
 
 # %% ../nbs/crew.ipynb #14000031
-_state = SimpleNamespace(write=None, tried=False, why='') # `_write`, once it is compiled
+_state = SimpleNamespace(write=None, why='') # `_write`, once it is compiled; or why it cannot be
 
 def _say(words): print('tinylm:', words, file=sys.stderr, flush=True)
 
@@ -113,7 +113,7 @@ def _unwatched(): # a profiler or debugger would follow the compiler for minutes
 def _ready():
     "Whether the loops are compiled; if not, `_state.why` says why not."
     with _state.lock:                                  # which a new process gets with its crew, below
-        if not _state.tried:
+        if _state.write is None and not _state.why:
             wait = threading.Timer(1.5, _tell, ['compiling loops for this processor, once'])
             wait.daemon = True; wait.start()
             try:
@@ -123,7 +123,6 @@ def _ready():
                 _state.why = f'numba: {e}' if there else 'numba is not installed: pip install numba'
             except Exception as e: _state.why = f'numba cannot compile the loops ({type(e).__name__})'
             finally: wait.cancel()
-            _state.tried = True
     return not _state.why
 
 # %% ../nbs/crew.ipynb #c4e00013
@@ -132,12 +131,12 @@ def take_loops(
 ):
     "From now on run these loops in place of the library's; what the compiler says against them is raised."
     for name, value in vars(native).items():
-        plain = name.isupper() and name != 'PATIENCE' and isinstance(value, int)
-        if plain and loops.get(name) != value:
+        constant = name.isupper() and isinstance(value, int) and name != 'PATIENCE'
+        if constant and loops.get(name) != value:
             raise ValueError(f'{name} is {loops.get(name)}: expected {value}, as in the plans')
     if native._python_of(loops['_write']).__globals__ is not loops:
         raise ValueError('these loops were written elsewhere: expected the namespace of their notebook')
-    with _state.lock, _unwatched(): _state.write, _state.tried, _state.why = _compile(loops), True, ''
+    with _state.lock, _unwatched(): _state.write, _state.why = _compile(loops), ''
 
 # %% ../nbs/crew.ipynb #14000042
 def _counters(stages): return np.zeros(COUNTS + 16*stages, np.int64)
@@ -405,9 +404,10 @@ class _Native:
 
     @contextmanager
     def _taken(self, model, cache, begun):
-        plain = type(cache) is not KVCache or cache.makes is Cached
-        kinds = (type(None), Fresh), (KVCache, Cached), (Batch, Paged)
-        with begun as p: yield _Few(p, model, cache) if plain and (type(cache), type(p)) in kinds else p
+        kinds = (type(None), None, Fresh), (KVCache, Cached, Cached), (Batch, None, Paged)
+        with begun as p:
+            kind = type(cache), getattr(cache, 'makes', None), type(p)
+            yield _Few(p, model, cache) if kind in kinds else p
 
     def logits(self, model, hidden):
         n, grad = hidden[..., 0].numel(), hidden.requires_grad or model.config.weights == 'float'

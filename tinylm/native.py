@@ -39,14 +39,15 @@ def _one_row(W, x, y): # y[j] = W[j] · x
 def _float_dots(W, x, R, y): # y[r, j] = W[j] · x[r]
     if R == 1: _one_row(W, x[0], y[0])
     else:
-        for j in range(0, len(W), 16):                 # so many rows of W stay near while all of x pass
-            for r in range(0, R, 4): _four_rows(W[j:j+16], x[r:r+4], y[r:r+4, j:j+16])
+        n = len(W)//4*4
+        for j in range(0, n, 16):                      # so many rows of W stay near while all of x pass
+            for r in range(0, R, 4): _four_rows(W[j:min(j + 16, n)], x[r:r+4], y[r:r+4, j:j+16])
+        for r in range(R): _one_row(W[n:], x[r], y[r, n:])
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14d00025
 @_loop
-def _four_rows(W, x, y): # sixteen sums side by side
-    n = len(W)//4*4
-    for j in range(0, n, 4):
+def _four_rows(W, x, y): # sixteen sums side by side; W has rows up to a multiple of four
+    for j in range(0, len(W), 4):
         a = b = c = d = e = f = g = h = np.float32(0)
         i = m = o = p = q = r = s = t = np.float32(0)
         for k in range(W.shape[1]):
@@ -59,11 +60,6 @@ def _four_rows(W, x, y): # sixteen sums side by side
         y[0, j+1], y[1, j+1], y[2, j+1], y[3, j+1] = e, f, g, h
         y[0, j+2], y[1, j+2], y[2, j+2], y[3, j+2] = i, m, o, p
         y[0, j+3], y[1, j+3], y[2, j+3], y[3, j+3] = q, r, s, t
-    for j in range(n, len(W)):                         # the last ones, if four do not divide them
-        for row in range(4):
-            a = np.float32(0)
-            for k in range(W.shape[1]): a += W[j, k]*x[row, k]
-            y[row, j] = a
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000015
 _LAYER, _RMS = 1, 2
