@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from hashlib import sha256
 from inspect import getsource
-from itertools import chain
+from itertools import chain, starmap
+from operator import is_
 from queue import SimpleQueue
 from shutil import rmtree
 from types import SimpleNamespace
@@ -213,15 +214,14 @@ class _Stamp:
         self.keys = [(d, key) for d in self.held for key in d]
         self.keys += [(vars(m), key) for m in parts for key in ('drop', 'eps', 'max_norm')]
         self.held += map(vars, parts)
-        self.kept = [d.get(key) for d, key in self.keys]           # or another thing could get the same id
         self.tensors = [t for m in parts for t in _tensors(m)]
-        self.now = self.look()
+        self.values, self.now = [*self._values()], self._now()
 
-    def look(self):
-        return ([len(d) for d in self.held], [id(d.get(key)) for d, key in self.keys],
-                [(t.data_ptr(), t.shape, t.stride()) for t in self.tensors])
+    def _values(self): return starmap(dict.get, self.keys)
 
-    def holds(self): return self.look() == self.now
+    def _now(self): return [*map(len, self.held)], [(t.data_ptr(), t.shape, t.stride()) for t in self.tensors]
+
+    def holds(self): return all(map(is_, self._values(), self.values)) and self._now() == self.now
 
 # %% ../nbs/crew.ipynb #14000051
 def _traits(part): # all of a part that the loops take for granted
@@ -279,6 +279,7 @@ class _Plans:
         self.size = sum(t.nbytes for t in model.parameters())
         self.at_once = min(AT_ONCE, 1 + SOON//self.size)
         self.rotary = model.blocks[0].attention.meet['rotary'] if c.positions == 'rotary' else None
+        self.dynamic = self.rotary is not None and scaling_of(c)['rope_type'] == 'dynamic'
         self.turned = np.empty((1, 2, 0, c.head_size), np.float32)
 
     def _begun(self, plan, passes): # a desk that nobody else has, and the number of its next pass
@@ -311,12 +312,15 @@ class _Plans:
         return torch.from_numpy(out)
 
     def write(self, rows, table, memory, n, kept):
-        turns = np.concatenate([self.turns([at]) for at in range(rows[AT, 0], rows[AT, 0] + n)])
+        at = range(rows[AT, 0], rows[AT, 0] + n)
+        parts = [[p] for p in at] if self.dynamic else [at]
+        turns = np.concatenate([*map(self.turns, parts)], 2)
+        turns = np.ascontiguousarray(turns.transpose(2, 1, 0, 3))      # a pass for each position
         return self.run(self.text, 1, rows, table, memory, turns, kept=kept, tokens=np.empty(n, np.int64))
 
     def turns(self, at): # cosines and signed sines of these positions
-        if self.rotary is None: return _NONE[3]
-        if scaling_of(self.config)['rope_type'] == 'dynamic': return self._turns(at)
+        if self.rotary is None: return np.zeros((1, 2, len(at), 1), np.float32)
+        if self.dynamic: return self._turns(at)
         turned, end = self.turned, max(at) + 1         # another thread may change what is kept
         if end > turned.shape[2]:
             self.turned = turned = self._turns(range(min(self.config.block_size, 2*end)))

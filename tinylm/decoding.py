@@ -84,7 +84,7 @@ def write(
     step:Step, # who finds the next tokens
     idx:torch.Tensor, # (B, T0) the context
     max_new_tokens:int, # how many tokens to write
-)->Iterator[torch.Tensor]: # the new tokens, each (B, 1)
+)->Iterator[torch.Tensor]: # the new tokens of each step, (B, t)
     "The loop that writes: every way to decode goes through here."
     text, end, parts = idx, idx.shape[1] + max_new_tokens, list(model.modules())
     while (left := end - text.shape[1]) > 0:
@@ -93,7 +93,7 @@ def write(
         # made outside of inference mode, so that it can be trained on
         new = new[:, :left].clone()
         text = torch.cat([text, new], 1)
-        yield from new.split(1, 1)
+        yield new
 
 # %% ../nbs/04_decode.ipynb #cba2ea96
 @patch
@@ -160,6 +160,8 @@ def compiling(
     return lambda *args: inside.run(step, *args)
 
 # %% ../nbs/04_decode.ipynb #da040006
+WHOLE = ContextVar('WHOLE', default=False) # whether nobody waits for single tokens (lesson 14)
+
 @patch
 def stream(self:LanguageModel,
     idx:torch.Tensor, # (B, T0) the context, T0 at least 1
@@ -181,11 +183,10 @@ def stream(self:LanguageModel,
     sampling, generator = _dials(sampling, generator, idx.device, **dials)
     make, more = STEPS[_way(use_cache, drafter)], {} if drafter is None else {'drafter': drafter}
     step = compiling(self, make(self, idx, max_new_tokens, sampling, generator, **more), compile)
-    return write(self, step, idx, max_new_tokens)
+    parts = write(self, step, idx, max_new_tokens)
+    return parts if WHOLE.get() else (token for new in parts for token in new.split(1, 1))
 
 # %% ../nbs/04_decode.ipynb #da040008
-WHOLE = ContextVar('WHOLE', default=False) # whether nobody waits for single tokens (lesson 14)
-
 @patch
 def decode(self:LanguageModel,
     idx:torch.Tensor, # (B, T0) the context, T0 at least 1
