@@ -299,7 +299,7 @@ class _Plans:
                 *desk.where, number, plan.widest)
         job = write, plan, args, desk, kept                 # all that a helper reads has to stay alive
         try:
-            alone = ALONE//4 if len(tokens) else ALONE     # whoever is awake stays so for the whole text
+            alone = ALONE//4 if len(tokens) > 1 else ALONE             # whoever is awake stays so for a text
             if self.size > alone and (n := _helpers()): crew.call(job, n)
             made = write(*args, *desk.paper, True)
         finally:
@@ -425,8 +425,8 @@ class _Native:
         parts = [plans.run(plans.logits, len(x[s:s + ROWS]), x=x[s:s + ROWS]) for s in range(0, n, ROWS)]
         return _joined(parts).view(*hidden.shape[:-1], -1)
 
-    def ahead(self, model, step): # the same step, which may write on where nobody waits for single tokens
-        if not WHOLE.get() or not hasattr(step, 'knows'): return step
+    def ahead(self, model, step): # the same step; it writes on, where nobody waits for single tokens
+        if not hasattr(step, 'knows'): return step
         def some(text):
             tokens = self.write(model, text, *step.knows)
             return step(text) if tokens is None else tokens
@@ -441,7 +441,8 @@ class _Native:
         if not fit or _reason(model, plans := _plans_of(model)): return None
         if (places := _places(model.config, cache, new)) is None: return None
         (ids, at, row, table, memory), held = places, cache.lengths[0]
-        n = min(end - text.shape[1], memory[SIZE] - held, model.config.block_size - held, plans.at_once)
+        most = plans.at_once if WHOLE.get() else 1
+        n = min(end - text.shape[1], memory[SIZE] - held, model.config.block_size - held, most)
         if n < 1: return None
         tokens = plans.write(np.array([ids, at, row, [0]], np.int64), table, memory, n, (*cache.kv,))
         cache._move([held + len(tokens)])

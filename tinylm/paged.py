@@ -9,6 +9,7 @@ __all__ = ['Row', 'Pages', 'page_digest', 'Undo', 'PagedKVCache', 'Batch', 'Grou
 from array import array
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from itertools import islice
 
@@ -238,13 +239,23 @@ class Paged(Pass):
         shape:tuple, # of their ids
         kernel, # a kernel as in `ATTENTION`
     ):
-        self.pools, self.kernel, size, device = batch.kv, kernel, batch.cache.size, batch.kv[0].device
-        at = [(r, p) for r, n in zip(batch.rows, counts) for p in range(len(r.ids), len(r.ids) + n)]
-        self.positions = torch.tensor([p for _, p in at], device=device).view(shape)
-        self.places = torch.tensor([r.pages[p//size]*size + p%size for r, p in at], device=device)
+        self.batch, self.counts, self.shape, self.kernel = batch, counts, shape, kernel
+        self.pools, self.device = batch.kv, batch.kv[0].device
+        self.at = [(r, p) for r, n in zip(batch.rows, counts) for p in range(len(r.ids), len(r.ids) + n)]
+
+    @cached_property
+    def positions(self): return torch.tensor([p for _, p in self.at], device=self.device).view(self.shape)
+
+    @cached_property
+    def places(self):
+        size = self.batch.cache.size
+        return torch.tensor([r.pages[p//size]*size + p%size for r, p in self.at], device=self.device)
+
+    @cached_property
+    def groups(self):
         groups, first = {}, 0
-        for i, n in enumerate(counts): groups.setdefault(n, []).append((i, first)); first += n
-        self.groups = [_group(batch, *map(list, zip(*who)), n) for n, who in groups.items()]
+        for i, n in enumerate(self.counts): groups.setdefault(n, []).append((i, first)); first += n
+        return [_group(self.batch, *map(list, zip(*who)), n) for n, who in groups.items()]
 
 # %% ../nbs/09_paged_memory.ipynb #e2ce3c2a
 @patch

@@ -336,8 +336,8 @@ def _read(self:Engine, plan):
     idx = torch.tensor([idx], device=device_of(self.model))
     hidden = self.model.hidden(idx, self.cache.batch(rows, counts))[0]
     if not ready: return []
-    jobs, last = [job for job, _ in ready], [place for _, place in ready]
-    return list(zip(jobs, self.draw(jobs, self.model.logits(hidden[last]))))
+    jobs, last = [job for job, _ in ready], torch.tensor([place for _, place in ready], device=idx.device)
+    return list(zip(jobs, self.draw(jobs, self.model.logits(hidden.index_select(0, last)))))
 
 # %% ../nbs/10_batching.ipynb #ae52444a
 def _draw_one(job, p): # (V,)
