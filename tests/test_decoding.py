@@ -254,6 +254,21 @@ def test_top_k_cuts_first_then_top_p_of_what_is_left(row, k, top_p, temperature)
     assume(not unclear)
     assert torch.allclose(probabilities(torch.tensor(row), temperature, k, top_p), want, atol=1e-4)
 
+@quick
+@given(st.integers(1, 400), st.integers(1, 3), st.integers(1, 500), st.integers(1, 300), st.integers(0, 9999))
+def test_the_best_are_those_of_a_sort_of_all_equals_included(V, rows, n, values, seed):
+    p = torch.randint(values, (rows, V), generator=torch.Generator().manual_seed(seed)).float()
+    for got, want in zip(decoding._ranked(p, n), p.sort(descending=True, stable=True)):
+        assert got.equal(want[..., :n])
+
+@quick
+@given(st.integers(300, 5000), st.floats(.01, 1), st.floats(.1, 9), st.integers(0, 9999))
+def test_enough_of_a_large_vocabulary_reach_top_p(V, top_p, sharp, seed):
+    logits = sharp*torch.randn(2, V, generator=torch.Generator().manual_seed(seed))
+    p, n = logits.softmax(-1), decoding._enough(logits.softmax(-1), top_p)
+    assert n == V or (p.sort(descending=True).values[:, :n].sum(-1) >= top_p).all()
+    assert ((probabilities(logits, top_p=top_p) > 0).sum(-1) <= n).all()
+
 def test_both_cuts_at_once():
     p = probabilities(torch.tensor([.4, .3, .2, .1]).log(), top_k=3, top_p=.5)
     assert torch.allclose(p, torch.tensor([4/7, 3/7, 0, 0]))

@@ -46,6 +46,19 @@ def check_logits(
     if logits.amax(-1).isfinite().all(): return
     raise ValueError('the logits hold nan or infinity: expected finite weights in the model')
 
+# %% ../nbs/04_decode.ipynb #da040020
+def _ranked(p, n): # (..., V) -> the n best in order and their ids, as a stable sort of all would give them
+    if 8*n > p.shape[-1]: return (t[..., :n] for t in p.sort(descending=True, stable=True))
+    good = p >= p.topk(n).values[..., -1:]             # n, or more where the last of them has equals
+    early = torch.arange(p.shape[-1], 0, -1, device=p.device)*good
+    ids = early.topk(int(good.sum(-1).max())).indices  # from the lowest id on
+    best, order = p.gather(-1, ids).sort(descending=True, stable=True)
+    return best[..., :n], ids.gather(-1, order)[..., :n]
+
+def _enough(p, top_p, n=256): # how many of the best surely reach top_p
+    while n < p.shape[-1] and (p.topk(n).values.sum(-1) < top_p + 1e-3).any(): n *= 8
+    return min(n, p.shape[-1])
+
 # %% ../nbs/04_decode.ipynb #da040002
 @patch
 def probabilities(self:Sampling,
@@ -56,11 +69,11 @@ def probabilities(self:Sampling,
     if self.temperature < 1e-9: return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
     p = ((logits.float() - logits.amax(-1, keepdim=True))/self.temperature).softmax(-1)
     if self.top_k is None and self.top_p is None: return p
-    best, order = p.sort(descending=True, stable=True)
-    best[..., self.top_k or p.shape[-1]:] = 0
+    best, order = _ranked(p, self.top_k or _enough(p, self.top_p))
     if (self.top_p or 1) < 1:
         better = best.cumsum(-1) - best                # the probability of all better tokens
-        best = best.where(better < max(self.top_p, 1e-30)*best.sum(-1, keepdim=True), 0.)
+        whole = (best if self.top_k else p).sum(-1, keepdim=True)
+        best = best.where(better < max(self.top_p, 1e-30)*whole, 0.)
     p = torch.zeros_like(p).scatter(-1, order, best)
     return p/p.sum(-1, keepdim=True)
 

@@ -244,15 +244,19 @@ class Paged(Pass):
         self.at = [(r, p) for r, n in zip(batch.rows, counts) for p in range(len(r.ids), len(r.ids) + n)]
 
     @cached_property
-    def positions(self): return torch.tensor([p for _, p in self.at], device=self.device).view(self.shape)
+    def positions(self):
+        "Where each new token stands in its row."
+        return torch.tensor([p for _, p in self.at], device=self.device).view(self.shape)
 
     @cached_property
     def places(self):
+        "Where each goes in the pool."
         size = self.batch.cache.size
         return torch.tensor([r.pages[p//size]*size + p%size for r, p in self.at], device=self.device)
 
     @cached_property
     def groups(self):
+        "Rows with equally many new tokens."
         groups, first = {}, 0
         for i, n in enumerate(self.counts): groups.setdefault(n, []).append((i, first)); first += n
         return [_group(self.batch, *map(list, zip(*who)), n) for n, who in groups.items()]
