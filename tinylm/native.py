@@ -39,27 +39,28 @@ def _one_row(W, x, y): # y[j] = W[j] · x
 def _float_dots(W, x, R, y): # y[r, j] = W[j] · x[r]
     if R == 1: _one_row(W, x[0], y[0])
     else:
-        n = len(W)//4*4
-        for j in range(0, n, 16):                      # so many rows of W stay near while all of x pass
-            for r in range(0, R, 4): _four_rows(W[j:min(j + 16, n)], x[r:r+4], y[r:r+4, j:j+16])
-        for r in range(R): _one_row(W[n:], x[r], y[r, n:])
+        n = len(W)//4
+        for j in range(0, n, 8):                       # four times 8 rows stay near while all of x pass
+            for r in range(0, R, 4): _four_rows(W, j, min(j + 8, n), x[r:r+4], y[r:r+4])
+        for r in range(R): _one_row(W[4*n:], x[r], y[r, 4*n:])
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14d00025
 @_loop
-def _four_rows(W, x, y): # sixteen sums side by side; W has rows up to a multiple of four
-    for j in range(0, len(W), 4):
+def _four_rows(W, lo, hi, x, y): # sixteen sums side by side
+    n = len(W)//4
+    for j in range(lo, hi):
         a = b = c = d = e = f = g = h = np.float32(0)
         i = m = o = p = q = r = s = t = np.float32(0)
         for k in range(W.shape[1]):
             u, v, w, z = x[0, k], x[1, k], x[2, k], x[3, k]
             a += W[j, k]*u; b += W[j, k]*v; c += W[j, k]*w; d += W[j, k]*z
-            e += W[j+1, k]*u; f += W[j+1, k]*v; g += W[j+1, k]*w; h += W[j+1, k]*z
-            i += W[j+2, k]*u; m += W[j+2, k]*v; o += W[j+2, k]*w; p += W[j+2, k]*z
-            q += W[j+3, k]*u; r += W[j+3, k]*v; s += W[j+3, k]*w; t += W[j+3, k]*z
+            e += W[n+j, k]*u; f += W[n+j, k]*v; g += W[n+j, k]*w; h += W[n+j, k]*z
+            i += W[2*n+j, k]*u; m += W[2*n+j, k]*v; o += W[2*n+j, k]*w; p += W[2*n+j, k]*z
+            q += W[3*n+j, k]*u; r += W[3*n+j, k]*v; s += W[3*n+j, k]*w; t += W[3*n+j, k]*z
         y[0, j], y[1, j], y[2, j], y[3, j] = a, b, c, d
-        y[0, j+1], y[1, j+1], y[2, j+1], y[3, j+1] = e, f, g, h
-        y[0, j+2], y[1, j+2], y[2, j+2], y[3, j+2] = i, m, o, p
-        y[0, j+3], y[1, j+3], y[2, j+3], y[3, j+3] = q, r, s, t
+        y[0, n+j], y[1, n+j], y[2, n+j], y[3, n+j] = e, f, g, h
+        y[0, 2*n+j], y[1, 2*n+j], y[2, 2*n+j], y[3, 2*n+j] = i, m, o, p
+        y[0, 3*n+j], y[1, 3*n+j], y[2, 3*n+j], y[3, 3*n+j] = q, r, s, t
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14000015
 _LAYER, _RMS = 1, 2
