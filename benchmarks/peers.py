@@ -35,7 +35,7 @@ from torch.nn.functional import cross_entropy
 from tinylm import (CharTokenizer, LanguageModel, check_count, data_dir, family_of, load_model, native_reason,
     quantize_, to_gguf, to_hf)
 from tinylm.bench import SIZES
-from tinylm.cost import best_time
+from tinylm.cost import read_time
 from tinylm.pretrained import REAL_MODEL
 
 COLUMNS = { # of the table that --all makes
@@ -155,11 +155,6 @@ def engines(model, args, folder):
         yield 'llama.cpp', InItsOwnProcess(llama_engine, folder/'model.gguf', *about)
         yield 'llama.cpp q8_0', InItsOwnProcess(llama_engine, to_q8(folder/'model.gguf'), *about, True)
 
-def reading(n_bytes):
-    "The shortest of a few times in which PyTorch reads so many bytes: a matrix times a vector, or a sum."
-    block, column = torch.ones(n_bytes//4096, 1024), torch.ones(1024)
-    return min(best_time(lambda: block @ column, 9), best_time(block.sum, 9))
-
 def compare_decoding(model, args, folder):
     "Measure and print; name -> ratios to transformers, a pair of runs each."
     idx = torch.randint(model.config.vocab_size, (1, args.prompt))
@@ -168,7 +163,7 @@ def compare_decoding(model, args, folder):
     n_bytes = int(model.config.pass_cost(1, args.prompt + args.new//2, last_only=True).n_bytes)
     first, whole, read = {n: [] for n in ways}, {n: [] for n in ways}, []
     for _ in range(args.repeats):
-        read.append(reading(n_bytes))
+        read.append(read_time(n_bytes))
         for name, engine in ways.items():
             time.sleep(.5)
             for times, n in ((first, 1), (whole, args.new)):

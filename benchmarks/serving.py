@@ -4,7 +4,7 @@
     python benchmarks/serving.py
     python benchmarks/serving.py --mix uneven --rounds 9
 
-Random weights of size M. Three ways take turns, so that a slow minute of the machine hits all of them:
+Random weights. Three ways take turns, so that a slow minute of the machine hits all of them:
 `decode` for one request after the other, the `Engine`, and transformers' `generate` with all prompts
 padded on the left (if it can be imported). Greedy. Only wanted tokens count, not those that a padded
 batch writes while it waits for its longest row. Printed: medians, their spread, and paired ratios.
@@ -19,13 +19,12 @@ from tinylm import LanguageModel
 from tinylm.bench import SIZES
 from tinylm.serving import Engine, Request
 
-MIXES = {   # prompt lengths, new tokens
-    'equal': lambda n, g: ([16]*n, [128]*n),
-    'uneven': lambda n, g: (torch.randint(8, 57, (n,), generator=g).tolist(),
-                            torch.randint(16, 129, (n,), generator=g).tolist()),
-    'long prompts': lambda n,
-    g: (torch.randint(128, 193, (n,), generator=g).tolist(),
-        torch.randint(8, 25, (n,), generator=g).tolist()),
+def numbers(least, most, n, g): return torch.randint(least, most + 1, (n,), generator=g).tolist()
+
+MIXES = {   # of n requests in a window of W tokens: lengths of their prompts, new tokens of each
+    'equal': lambda n, W, g: ([16]*n, [min(128, W - 16)]*n),
+    'uneven': lambda n, W, g: (numbers(8, 56, n, g), numbers(16, 128, n, g)),
+    'long prompts': lambda n, W, g: (numbers(128, 192, n, g), numbers(8, 24, n, g)),
 }
 
 def one_by_one(model, requests):
@@ -59,8 +58,12 @@ def main():
     model, g = LanguageModel(SIZES[args.size]).eval(), torch.Generator().manual_seed(0)
     # so that greedy texts are not one token repeated
     for q in model.parameters(): torch.nn.init.normal_(q, std=.05) if q.ndim > 1 else None
-    requests = [Request(torch.randint(model.config.vocab_size, (length,), generator=g), n, temperature=0)
-                for length, n in zip(*MIXES[args.mix](args.requests, g))]
+    V, W = model.config.vocab_size, model.config.block_size
+    lengths, new = MIXES[args.mix](args.requests, W, g)
+    if max(lengths) + max(new) > W:
+        p.error(f'--mix {args.mix} needs {max(lengths) + max(new)} positions: size {args.size} has {W}')
+    requests = [Request(torch.randint(V, (length,), generator=g), n, temperature=0)
+                for length, n in zip(lengths, new)]
     ways = {'one by one': lambda _: one_by_one(model, requests),
             'engine': lambda engine: [t.tolist() for t in engine.generate(requests)]}
     try:

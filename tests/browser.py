@@ -17,7 +17,9 @@ PAGE = '<!doctype html><link rel="icon" href="data:,"><body {}>{}</body>'
 
 @pytest.fixture(scope='session')
 def browser():
-    from playwright.sync_api import sync_playwright
+    "A Chromium; whoever uses it is marked `browser`, and skipped where there is none."
+    if not CHROME: pytest.skip(HOW)
+    sync_playwright = pytest.importorskip('playwright.sync_api').sync_playwright
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=CHROME, args=ARGS)
         yield b
@@ -52,7 +54,7 @@ def show(browser):
     for page in pages: assert page.bad == [] and page.asked == []; page.context.close()
 
 @pytest.fixture(scope='session')
-def lab(tmp_path_factory):
+def lab(browser, tmp_path_factory):
     "The address and folder of a JupyterLab on a copy of nbs/, so that no run touches the tracked notebooks."
     tmp = tmp_path_factory.mktemp('lab')
     shutil.copytree(ROOT/'nbs', tmp/'nbs')

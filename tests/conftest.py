@@ -8,6 +8,11 @@ pytest_plugins = ['browser']                     # its fixtures: a browser, a Ju
 
 RUN = 'test_run_all_from_a_fresh_kernel[{}]'.format
 
+def pytest_itemcollected(item):
+    "What needs a browser is known by its fixtures; a JupyterLab takes all cores."
+    if 'browser' in item.fixturenames: item.add_marker('browser')
+    if 'lab' in item.fixturenames: item.add_marker('alone')
+
 @pytest.hookimpl(trylast=True)                   # when it is known what will run
 def pytest_collection_modifyitems(config, items):
     """Lesson 03 first: it trains the model that other lessons and the widgets load.

@@ -4,11 +4,6 @@ import json, math
 import nbformat
 import pytest
 import torch
-from browser import CHROME, HOW
-
-if not CHROME: pytest.skip(HOW, allow_module_level=True)
-pytest.importorskip('playwright')
-pytestmark = pytest.mark.browser
 from test_conversation import MACHINE, talker
 from test_widgets import EVIL, KINDS, batches, lane, means, race, small, squeezed, timeline, widgets
 

@@ -40,7 +40,6 @@ PRICED = """all => all.map(s => { const p = priced(s), phases = [p.prefill, p.de
     flops: phases.map(c => c.flops), weights: phases.map(c => c.weightBytes),
     caches: phases.map(c => c.cacheBytes) }; })"""
 
-@pytest.mark.browser
 def test_the_page_computes_what_lesson_06_computes(show):
     settings = [any_setting(random.Random(i)) for i in range(200)]
     states = [_shape(c) | _limits(m, memory) | load for c, m, memory, load in settings]
@@ -51,7 +50,6 @@ def test_the_page_computes_what_lesson_06_computes(show):
         for key, value in want(*setting).items():
             assert got[key] == pytest.approx(value, rel=1e-12), (key, setting)
 
-@pytest.mark.browser
 def test_every_control_changes_what_it_should(show):
     card = show(CostExplorer('GPT-2 small', 'laptop').to_html()).locator('.tlm')
     first = card.locator('.big').inner_text()
@@ -75,7 +73,6 @@ def test_every_control_changes_what_it_should(show):
         card.page.wait_for_timeout(40)
         assert card.inner_text() != before, what
 
-@pytest.mark.browser
 @pytest.mark.parametrize('about', [dict(color_scheme='dark'), dict(viewport={'width': 390, 'height': 800})])
 def test_it_fits_on_a_phone_and_into_the_dark(show, about):
     page = show(CostExplorer().to_html(), **about)

@@ -59,6 +59,7 @@ def demo():
     model.save_safetensors(model_path('demo', DEMO, DEMO_RECIPE))
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=names)
 def test_run_all_from_a_fresh_kernel(path, request):
     if path.stem.startswith('13'): request.getfixturevalue('demo')

@@ -2,12 +2,11 @@
 import base64, json, os, struct
 from copy import deepcopy
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from browser import CHROME, HOW, PAGE
+from browser import PAGE
 from conftest import ROOT
 from helpers import models, seeded, small_model
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +16,6 @@ from tinylm import DEMO, AttentionMap, CharTokenizer, KVCache, LanguageModel, LM
 from tinylm.data import visible
 from tinylm.play import Playground, play_file, write_play, write_with
 
-needs_browser = pytest.mark.skipif(not (CHROME and find_spec('playwright')), reason=HOW)
 ENGINE = (ROOT/'tinylm'/'static'/'play'/'engine.js').read_text(encoding='utf-8')
 FAULTS = 'wrong position', 'current token missing', 'one layer for all', 'square mask', 'early ring'
 PLAY = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -72,8 +70,6 @@ def near(a, b): return (a - b).abs().max() <= 1e-3*max(1, b.abs().max()/30)
 
 # --- the law
 
-@pytest.mark.browser
-@needs_browser
 @PLAY
 @given(models(attention=('fused',)), st.data())
 def test_logits_are_those_of_pytorch(engine, tmp_path, model, data):
@@ -100,8 +96,6 @@ def on_the_way(model, ids):
         parts.insert(1, model.pos_emb.weight[len(ids)-1].detach().double())
     return parts, normed, logits
 
-@pytest.mark.browser
-@needs_browser
 @PLAY
 @given(models(attention=('fused',)), st.data())
 def test_the_way_of_a_token_is_that_of_pytorch(engine, tmp_path, model, data):
@@ -114,8 +108,6 @@ def test_the_way_of_a_token_is_that_of_pytorch(engine, tmp_path, model, data):
     assert len(got[0]) == len(parts)
     for a, b in zip([*got[0], *got[1:]], [*parts, normed, logits]): assert near(torch.tensor(a), b)
 
-@pytest.mark.browser
-@needs_browser
 @given(models(attention=('fused',)))
 @settings(PLAY, max_examples=10)
 def test_a_new_worker_goes_on_with_the_same_text(engine, tmp_path, model):
@@ -128,8 +120,6 @@ def test_a_new_worker_goes_on_with_the_same_text(engine, tmp_path, model):
         ask(engine, 'resume', ids=text[:T], cache=True)
         assert ask_()[0] == want[0] and max(ask(engine, 'gap')) < 1e-3
 
-@pytest.mark.browser
-@needs_browser
 @PLAY
 @given(models(attention=('fused',)), st.data())
 def test_costs_are_those_of_lesson_06(engine, tmp_path, model, data):
@@ -156,8 +146,6 @@ def decided(model, ids, numbers, temperature, top_k, room=1e-4):
         text.append(token)
     return True
 
-@pytest.mark.browser
-@needs_browser
 @PLAY
 @given(models(least=4, attention=('fused',)),
        st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=20),
@@ -184,8 +172,6 @@ def test_many_numbers_draw_the_distribution():
 
 # --- the museum
 
-@pytest.mark.browser
-@needs_browser
 @pytest.mark.parametrize('fault', FAULTS)
 @pytest.mark.parametrize('modern', (False, True))
 def test_each_bug_breaks_the_law_where_the_lesson_says(engine, tmp_path, fault, modern):
@@ -234,8 +220,6 @@ def broken(content):
     yield again(tok_emb__weight=None), 'tok_emb'
     yield content[:-4] + struct.pack('<f', float('nan')), 'numbers'
 
-@pytest.mark.browser
-@needs_browser
 def test_a_bad_file_is_one_line(engine, tmp_path):
     good = saved(small_model(), tmp_path)
     for content, words in broken(good):
@@ -246,8 +230,6 @@ def test_a_bad_file_is_one_line(engine, tmp_path):
 
 # --- the speed
 
-@pytest.mark.browser
-@needs_browser
 def test_two_hundred_tokens_a_second(engine, tmp_path, record_property):
     torch.manual_seed(0)
     load(engine, saved(quantize_(LanguageModel(replace(DEMO, vocab_size=103))), tmp_path))
@@ -287,8 +269,6 @@ def played(show):
     press(page, 'write'); done(page)
     return page
 
-@pytest.mark.browser
-@needs_browser
 def test_it_writes_what_the_same_numbers_write_in_python(show):
     w = playground(temperature=0)
     page = show(w.to_html()); press(page, 'write'); done(page)
@@ -301,15 +281,11 @@ def test_it_writes_what_the_same_numbers_write_in_python(show):
     best = page.locator('ol[aria-label="tokens, most likely first"] .num').first.inner_text()
     assert float(best) == 1                                            # temperature 0
 
-@pytest.mark.browser
-@needs_browser
 def test_without_a_cache_all_is_read_again(played):
     played.get_by_role('switch').click(); press(played, 'write'); done(played)
     assert facts(played, 'decode')[:3] == ['decode', '20', str(sum(range(11, 31)))]
     assert played.locator('svg rect.again').count() == 20 and played.locator('svg rect.broken').count() == 0
 
-@pytest.mark.browser
-@needs_browser
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_broken_cache_lights_up(played, fault):
     assert 'The law holds' in played.locator('.say').nth(1).inner_text()
@@ -319,8 +295,6 @@ def test_a_broken_cache_lights_up(played, fault):
     played.get_by_label('Break the cache').select_option(''); press(played, 'write'); done(played)
     assert 'The law holds' in played.locator('.say').nth(1).inner_text()
 
-@pytest.mark.browser
-@needs_browser
 def test_each_head_shows_where_it_looked(show):
     w = playground(int8=False, temperature=0)
     page = show(w.to_html()); press(page, 'write'); done(page)
@@ -339,8 +313,6 @@ def test_each_head_shows_where_it_looked(show):
                 page.wait_for_timeout(50)
             assert right(), (layer, head)
 
-@pytest.mark.browser
-@needs_browser
 def test_unknown_and_endless_prompts_are_said_in_a_line(show):
     page = show(playground().to_html()); prompt = page.get_by_label('Prompt')
     prompt.fill('a bad ω cafe'); press(page, 'write'); done(page)
@@ -354,8 +326,6 @@ def test_unknown_and_endless_prompts_are_said_in_a_line(show):
     prompt.fill('<a&b'); press(page, 'write'); done(page)              # markup is text
     assert page.locator('.t').first.inner_text() == '<'
 
-@pytest.mark.browser
-@needs_browser
 def test_a_bad_file_of_yours_leaves_the_page_alive(played, tmp_path):
     for name, content in (('cut', saved(small_model(), tmp_path)[:500]), ('none', b''),
                           ('words', saved(small_model(), tmp_path))):
@@ -370,8 +340,6 @@ def test_a_bad_file_of_yours_leaves_the_page_alive(played, tmp_path):
                              ".querySelector('[role=status]').textContent.includes('is loaded')")
     press(played, 'write'); done(played)
 
-@pytest.mark.browser
-@needs_browser
 @pytest.mark.parametrize('gone', ('delete window.Worker', 'window.Worker = class { constructor() { throw '
                                                           'Error() } }',
     "window.Worker = class { postMessage() { setTimeout(() => this.onerror(new Event('error'))) } "
@@ -383,8 +351,6 @@ def test_without_workers_or_storage_it_runs_all_the_same(show, gone):
     assert facts(page, 'decode')[1] == '20'
     assert ('no worker here' in said(page)) == ('Worker' in gone)
 
-@pytest.mark.browser
-@needs_browser
 def test_all_is_done_by_key(show):
     page = show(playground().to_html())
     page.get_by_label('Prompt').focus(); page.keyboard.press('Control+Enter'); done(page)
@@ -426,8 +392,6 @@ def vector(page, label):
     row = page.locator('.vector').filter(has_text=label).locator('.squares i')
     return numbers(row.evaluate_all('all => all.map(e => e.title)'))
 
-@pytest.mark.browser
-@needs_browser
 @pytest.mark.parametrize('make', (learned, modern))
 def test_each_step_shows_the_numbers_of_pytorch(show, make):
     w, at = make(), 17
@@ -479,8 +443,6 @@ def test_each_step_shows_the_numbers_of_pytorch(show, make):
                            ".querySelector('.share b').className === 'hit'")
     assert 'the number was' in page.locator('.landed').inner_text()
 
-@pytest.mark.browser
-@needs_browser
 def test_the_journey_goes_back_and_on_to_the_next_token(show):
     page = show(learned().to_html()); begin(page, 3); names = [heading(page)]
     for _ in range(8): go_on(page); names.append(heading(page))
@@ -497,8 +459,6 @@ def test_the_journey_goes_back_and_on_to_the_next_token(show):
     page.locator('.landed:has-text("Nothing is drawn here yet")').wait_for()
     assert page.get_by_role('button', name='next ›').get_attribute('aria-disabled') == 'true'
 
-@pytest.mark.browser
-@needs_browser
 def test_a_worker_ends_with_its_element(show):
     count = ("<script>window.live = 0; const W = Worker; window.Worker = class extends W {"
              "constructor(u) { super(u); live++; } terminate() { super.terminate(); live--; } };</script>")
@@ -516,8 +476,6 @@ def test_a_worker_ends_with_its_element(show):
 
 # --- the site
 
-@pytest.mark.browser
-@needs_browser
 @pytest.mark.parametrize('form', ('', 'data-form="short"'), ids=('page', 'home'))
 @pytest.mark.parametrize('file', ('whole', 'missing', 'cut'))
 def test_the_site_asks_for_the_weights_at_the_first_touch(browser, tmp_path, file, form):
@@ -552,8 +510,6 @@ def test_the_site_asks_for_the_weights_at_the_first_touch(browser, tmp_path, fil
     assert 'Python Software Foundation' in page.locator('.tinylm-play .tlm').inner_text()
     page.context.close()
 
-@pytest.mark.browser
-@needs_browser
 def test_without_scripts_a_picture_and_words_stand_there(show):
     page = show(playground().to_html(), script=False)
     assert page.locator('img').get_attribute('alt').startswith('Playground of')
@@ -610,8 +566,6 @@ def test_the_rooms_of_the_page_ask_nobody_and_write_no_markup():
 
 AXE = Path(os.environ.get('AXE', ROOT/'node_modules'/'axe-core'/'axe.min.js'))
 
-@pytest.mark.browser
-@needs_browser
 @pytest.mark.skipif(not AXE.exists(), reason='no axe-core: `npm install --no-save axe-core`, or set AXE to '
                                              'its axe.min.js')
 @pytest.mark.parametrize('scheme', ('light', 'dark'))

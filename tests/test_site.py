@@ -6,7 +6,6 @@ import yaml
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/'tools'))
-from browser import CHROME, HOW
 from check_site import Look, file_faults, serve
 from finish_site import absolute
 
@@ -79,8 +78,6 @@ def test_links_of_the_page_for_what_is_not_there_begin_at_the_root(tmp_path):
     (tmp_path/'404.html').write_text(absolute(LOST, 'https://tiny.example/'))
     assert all('broken: /' in f for f in file_faults(tmp_path)[1])
 
-@pytest.mark.browser
-@pytest.mark.skipif(not CHROME, reason=HOW)
 def test_the_page_for_what_is_not_there_works_at_any_depth(tmp_path, browser):
     def found(page):
         (tmp_path/'404.html').write_text(page)
@@ -109,16 +106,12 @@ def looked_at(browser, folder):
     look.phone('index.html'); look.contrast()
     return look.faults
 
-@pytest.mark.browser
-@pytest.mark.skipif(not CHROME, reason=HOW)
 def test_faults_that_a_browser_shows_are_found(tmp_path, browser):
     assert not looked_at(browser, site(tmp_path, '<p>In code, <code>2**16</code> is no markup.</p>'))
     for body, what in SEEN.items():
         faults = looked_at(browser, site(tmp_path, body))
         assert any(what in f for f in faults), (body, faults)
 
-@pytest.mark.browser
-@pytest.mark.skipif(not CHROME, reason=HOW)
 @pytest.mark.parametrize('n, heavy', [(10**5, False), (10**6, True)])
 def test_what_the_first_page_loads_is_weighed(tmp_path, browser, n, heavy):
     (tmp_path/'data.js').write_text(f'"{random.Random(0).randbytes(n).hex()}"')
@@ -139,8 +132,6 @@ CODE = '''<style>pre, .cell-output-display { overflow-x: auto; width: 30ch; max-
 <span id="empty"></span></code></pre>
 <details><summary>More</summary><pre id="later">''' + 'x'*99 + '</pre></details>'
 
-@pytest.mark.browser
-@pytest.mark.skipif(not CHROME, reason=HOW)
 def test_what_scrolls_can_be_reached_by_keyboard_and_a_line_that_wraps_knows_its_place(tmp_path, browser):
     script = QUARTO['format']['html']['include-after-body']['text']
     with browser.new_context() as context:

@@ -7,6 +7,7 @@ __all__ = ['Drafter', 'NGramDrafter', 'accept_guesses', 'SpeculativeStats', 'spe
            'ModelDrafter', 'agreed']
 
 # %% ../nbs/08_speculative.ipynb #78c2d701
+from contextvars import copy_context
 from dataclasses import dataclass
 from operator import index
 from typing import Protocol
@@ -15,11 +16,11 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from .cache import KVCache
+from .cache import KVCache, cached_step
 from .core import check_count, shown
-from .decoding import STEPS, Sampling, Step, check_logits, compiling, naive_step, write
+from .decoding import STEPS, WHOLE, Sampling, Step, check_logits, compiling, naive_step, write
 from .model import LanguageModel, check_ids
-from .training import device_of, evaluating
+from .training import device_of
 
 # %% ../nbs/08_speculative.ipynb #50881084
 class Drafter(Protocol):
@@ -227,13 +228,19 @@ def agreed(
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(read), len(text)-1))
 
 def _forget(drafter, text):
-    "Rewind to where the text and what was read part; return what is new, at least the last token."
+    "Rewind to where the text and what was read part."
     same, held = agreed(drafter.read, text), drafter.cache.lengths[0]
     del drafter.read[same:]                            # first the note: it never tells of more than is held
     drafter.cache.rewind(held - same)
-    return text[same:]
 
 # %% ../nbs/08_speculative.ipynb #37e1eb28
+def _noting(model, cache, sampling, generator, q): # a step that adds to q what it draws from
+    def step(text):
+        hidden = model.hidden(text[:, cache.lengths[0]:], cache)
+        q.append(sampling.probabilities(model.logits(hidden[:, -1])))
+        return torch.multinomial(q[-1], 1, generator=generator)
+    return step
+
 @patch
 def draft(self:ModelDrafter,
     text:list[int], # token ids so far
@@ -242,17 +249,14 @@ def draft(self:ModelDrafter,
     **dials, # temperature, top_k, top_p: as for `Sampling`
 )->tuple[list[int], torch.Tensor|None]: # guesses; the (n, V) distributions they were drawn from, or None
     "Decode some tokens, as many as its own window has room for; at temperature 0 nothing is drawn."
-    model, sampling, guesses, q = self.model, Sampling(**dials), [], []
+    model, sampling, q = self.model, Sampling(**dials), []
     n = min(self.k, most, self.cache.length + 1 - len(text))
     if n < 1: return [], None
-    drawn = lambda p: torch.multinomial(p, 1, generator=generator) if sampling.temperature else p.argmax()
-    ask = compiling(model, lambda idx: model.logits(model.hidden(idx, self.cache)[:, -1]), self.compile)
-    new = _forget(self, text)
-    with evaluating(model.modules()), torch.inference_mode():
-        for _ in range(n):
-            logits = ask(torch.tensor([new], device=device_of(model)))
-            self.read += new
-            q.append(sampling.probabilities(logits))
-            new = [drawn(q[-1]).item()]
-            guesses += new
-    return guesses, torch.cat(q) if sampling.temperature else None
+    _forget(self, text)
+    idx = torch.tensor([text], device=device_of(model))
+    step = (_noting(model, self.cache, sampling, generator, q) if sampling.temperature else
+            cached_step(model, idx, n, sampling, kept=self.cache))
+    def whole(): WHOLE.set(True); return [*write(model, compiling(model, step, self.compile), idx, n)]
+    guesses = torch.cat(copy_context().run(whole), 1)[0].tolist()
+    self.read = (text + guesses)[:self.cache.lengths[0]]
+    return guesses, torch.cat(q) if q else None
