@@ -14,8 +14,7 @@ lab: .venv/everything        # the course in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
 test: quick                  # everything that can be proved
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m '(slow or browser) and not alone'
-	$(BIN)/python -m pytest -m '(slow or browser) and alone'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxschedchunk 1 -m 'slow or browser'
 
 quick: .venv/everything      # what can be proved in two minutes, about every module: a process for each core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not slow and not browser'

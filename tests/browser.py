@@ -42,7 +42,7 @@ def show(browser):
         size = {'width': 900, 'height': 800}
         about = dict(viewport=size, color_scheme='light', java_script_enabled=script) | about
         context = browser.new_context(**about)
-        context.set_default_timeout(5000); page = watched(context); page.asked = []; pages.append(page)
+        context.set_default_timeout(15000); page = watched(context); page.asked = []; pages.append(page)
         def answer(route):
             if route.request.url == 'http://page.test/':
                 return route.fulfill(content_type='text/html', body=PAGE.format(body, html))
@@ -121,7 +121,7 @@ def open_notebook(lab, browser):
     def f(name, **about):
         page = watched(browser.new_context(viewport={'width': 1300, 'height': 1000}, **about))
         pages.append(page)
-        page.set_default_timeout(10000)
+        page.set_default_timeout(30000)
         page.goto(f'{lab[0]}/lab/tree/{name}?reset')
         current = 'window.jupyterapp?.shell?.currentWidget'
         for ready in ('context?.isReady', "sessionContext?.session?.kernel?.status === 'idle'"):

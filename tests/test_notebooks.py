@@ -1,16 +1,12 @@
 "Every notebook runs from a fresh kernel, and every exercise has a check that tells right from wrong."
 import ast, json, os, re, sys
 from collections import defaultdict
-from dataclasses import replace
 
 import nbformat
 import pytest
 from conftest import ROOT
 from helpers import sets_up
 from nbclient import NotebookClient
-
-from tinylm.modern import DEMO, DEMO_RECIPE
-from tinylm.training import model_path, trained_model
 
 sys.path.insert(0, str(ROOT/'tools'))
 from lessons import EXERCISE, measure
@@ -51,15 +47,8 @@ def with_answers(nb, path):
 
 def printed(cell): return ''.join(o.get('text', '') for o in cell.outputs if o.get('name') == 'stdout')
 
-@pytest.fixture(scope='module')
-def demo():
-    "A demo of fewer steps, where lesson 13 looks for one to round; with TINYLM_LONG=1 it trains the whole."
-    if 'TINYLM_LONG' in os.environ: return
-    model = trained_model('demo', DEMO, replace(DEMO_RECIPE, steps=200))
-    model.save_safetensors(model_path('demo', DEMO, DEMO_RECIPE))
-
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.trained
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=names)
 def test_run_all_from_a_fresh_kernel(path, request):
     if path.stem.startswith('13'): request.getfixturevalue('demo')

@@ -309,9 +309,9 @@ def test_transformers_goes_on_after_fifty_steps_of_training(tmp_path, name):
     goes_on_in_transformers(trained_model('fifty', shape, few_steps), tmp_path)
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.trained
 @pytest.mark.parametrize('name', PRESETS)
-def test_transformers_goes_on_with_a_trained_model(tmp_path, name):
+def test_transformers_goes_on_with_a_trained_model(tmp_path, name, demo):
     goes_on_in_transformers(trained_model(name, *PRESETS[name]), tmp_path)
 
 @pytest.mark.parametrize('end', [None, [], [3], [5, 3]])

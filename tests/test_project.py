@@ -322,9 +322,9 @@ def test_the_constraints_hold_each_dependency_at_one_version(python):
 
 def test_the_marks_are_known_and_quick_leaves_both_out(pytestconfig):
     known = {line.split(':')[0] for line in pytestconfig.getini('markers')}
-    assert {'slow', 'browser', 'alone'} <= known and '--strict-markers' in pytestconfig.getini('addopts')
+    assert {'slow', 'browser', 'trained'} <= known and '--strict-markers' in pytestconfig.getini('addopts')
     recipe = re.findall(r'-m pytest (.*)', (ROOT/'Makefile').read_text())
-    assert recipe == ["-n auto -m '(slow or browser) and not alone'", "-m '(slow or browser) and alone'",
+    assert recipe == ["-n auto --maxschedchunk 1 -m 'slow or browser'",
                       "-n auto -m 'not slow and not browser'"]
 
 @pytest.mark.slow
