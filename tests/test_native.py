@@ -386,6 +386,18 @@ def test_a_helper_has_room_for_every_model_that_it_has_met(monkeypatch):
         assert all(has >= needs for has, needs in zip(rooms[-1], (plan.mine, plan.widest)))
     hands.close()
 
+def test_once_they_are_compiled_no_pass_waits_for_a_lock():
+    "Somebody who was interrupted between two lines may never give it back."
+    model, ids = small_model(), torch.tensor([[1]])
+    want, held, done = model.decode(ids, 3, temperature=0), threading.Event(), threading.Event()
+    def hold():
+        with crew._state.lock: held.set(); done.wait(60)
+    holder = threading.Thread(target=hold); holder.start(); held.wait()
+    got = []
+    other = threading.Thread(target=lambda: got.append(model.decode(ids, 3, temperature=0, compile=True)))
+    other.start(); other.join(30); early = [*got]; done.set(); holder.join(); other.join()
+    assert early and torch.equal(early[0], want)
+
 def other_loops(was, becomes):
     "A namespace with loops like the library's, but for this line."
     source, names = open(native.__file__).read(), {'__name__': 'tinylm.mine'}

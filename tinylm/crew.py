@@ -113,18 +113,21 @@ def _unwatched(): # a profiler or debugger would follow the compiler for minutes
 
 def _ready():
     "Whether the loops are compiled; if not, `_state.why` says why not."
-    with _state.lock:                                  # which a new process gets with its crew, below
-        if _state.write is None and not _state.why:
-            wait = threading.Timer(1.5, _tell, ['compiling loops for this processor, once'])
-            wait.daemon = True; wait.start()
-            try:
-                with _unwatched(): _state.write = _compile(vars(native))
-            except ImportError as e:
-                there = e.name not in ('numba', 'llvmlite')
-                _state.why = f'numba: {e}' if there else 'numba is not installed: pip install numba'
-            except Exception as e: _state.why = f'numba cannot compile the loops ({type(e).__name__})'
-            finally: wait.cancel()
+    if _state.write is None and not _state.why:        # no pass after the first waits for anybody
+        with _state.lock: _first()                     # which a new process gets with its crew, below
     return not _state.why
+
+def _first():
+    if _state.write is not None or _state.why: return  # another thread was quicker
+    wait = threading.Timer(1.5, _tell, ['compiling loops for this processor, once'])
+    wait.daemon = True; wait.start()
+    try:
+        with _unwatched(): _state.write = _compile(vars(native))
+    except ImportError as e:
+        there = e.name not in ('numba', 'llvmlite')
+        _state.why = f'numba: {e}' if there else 'numba is not installed: pip install numba'
+    except Exception as e: _state.why = f'numba cannot compile the loops ({type(e).__name__})'
+    finally: wait.cancel()
 
 # %% ../nbs/crew.ipynb #c4e00013
 def take_loops(

@@ -357,12 +357,12 @@ def draw(self:Engine,
     groups, well = {}, logits.amax(-1).isfinite().tolist() # the rule of `check_logits`, for each job
     tokens = {i: 'its logits are not finite: expected finite weights' for i, ok in enumerate(well) if not ok}
     for i, job in enumerate(jobs):
-        if not well[i]: continue
         s = job.request.sampling
-        groups.setdefault(Sampling(s.temperature, s.top_k, s.top_p), []).append(i)
+        if well[i]: groups.setdefault((s.temperature, s.top_k, s.top_p), []).append(i)
     for dials, who in groups.items():
-        if dials.temperature == 0: tokens |= zip(who, logits[who].argmax(-1).tolist())
-        else: tokens |= {i: _draw_one(jobs[i], p) for i, p in zip(who, dials.probabilities(logits[who]))}
+        theirs = logits if len(who) == len(jobs) else logits[who]
+        if dials[0] == 0: tokens |= zip(who, theirs.argmax(-1).tolist()); continue
+        tokens |= {i: _draw_one(jobs[i], p) for i, p in zip(who, Sampling(*dials).probabilities(theirs))}
     return [tokens[i] for i in range(len(jobs))]
 
 # %% ../nbs/10_batching.ipynb #23470dc5
