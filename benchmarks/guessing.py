@@ -13,8 +13,9 @@ from dataclasses import replace
 from statistics import median
 
 import torch
+from peers import toy
 
-from tinylm import LanguageModel, ModelDrafter, NGramDrafter
+from tinylm import ModelDrafter, NGramDrafter
 from tinylm.bench import SIZES
 
 SHARES = .4, .6, .8, 1.
@@ -32,9 +33,6 @@ class Knowing:
         if read := getattr(self.drafter, 'read', None): read[len(text):] = guesses[:-1]  # as its own
         return guesses, None
 
-def small(config, n_embd=128):
-    return LanguageModel(replace(config, n_layer=2, n_head=2, n_embd=n_embd)).eval()
-
 def clocked(model, idx, n, **how):
     start = time.perf_counter()
     out = model.decode(idx, n, temperature=0, **how)
@@ -42,9 +40,8 @@ def clocked(model, idx, n, **how):
 
 def compare(size, rounds, n):
     torch.manual_seed(0)
-    config = SIZES[size]
-    model, helper, idx = LanguageModel(config).eval(), small(config), torch.randint(64, (1, 16))
-    for q in model.parameters(): torch.nn.init.normal_(q, std=.05) if q.ndim > 1 else None
+    config, idx = SIZES[size], torch.randint(64, (1, 16))
+    model, helper = toy(config), toy(replace(config, n_layer=2, n_head=2, n_embd=128))
     drafters = {'n-grams': NGramDrafter, 'small model': lambda: ModelDrafter(helper)}
     print(f'{size}, {n} tokens; the small model has {helper.config.n_params/config.n_params:.1%} of the '
           f'parameters\n{"":22}' + ''.join(f'{s:>10.0%} right' + ' '*4 for s in SHARES))

@@ -13,9 +13,8 @@ import argparse, time
 from statistics import median
 
 import torch
-from peers import to_transformers
+from peers import to_transformers, toy
 
-from tinylm import LanguageModel
 from tinylm.bench import SIZES
 from tinylm.serving import Engine, Request
 
@@ -55,9 +54,7 @@ def main():
     p.add_argument('--rounds', type=int, default=5, help='rounds (%(default)s)')
     args = p.parse_args()
     torch.manual_seed(0)
-    model, g = LanguageModel(SIZES[args.size]).eval(), torch.Generator().manual_seed(0)
-    # so that greedy texts are not one token repeated
-    for q in model.parameters(): torch.nn.init.normal_(q, std=.05) if q.ndim > 1 else None
+    model, g = toy(SIZES[args.size]), torch.Generator().manual_seed(0)
     V, W = model.config.vocab_size, model.config.block_size
     lengths, new = MIXES[args.mix](args.requests, W, g)
     if max(lengths) + max(new) > W:

@@ -104,7 +104,7 @@ FOLD, HEADING = re.compile(r'^#\| (code-fold: true|hide)$', re.M), re.compile(r'
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=names)
 def test_jupyterlab_folds_what_the_site_folds_and_what_a_lesson_imports(path):
-    begun = path not in LESSONS                                           # imports of later cells are shown
+    begun = path not in LESSONS                           # imports of later cells, or of a page, are shown
     for c in cells(path):
         begun = begun or c.cell_type == 'markdown' and bool(HEADING.search(c.source))
         if c.cell_type != 'code': continue

@@ -311,7 +311,8 @@ def test_transformers_goes_on_after_fifty_steps_of_training(tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.trained
 @pytest.mark.parametrize('name', PRESETS)
-def test_transformers_goes_on_with_a_trained_model(tmp_path, name, demo):
+def test_transformers_goes_on_with_a_trained_model(tmp_path, name, request):
+    if name == 'demo': request.getfixturevalue('demo')
     goes_on_in_transformers(trained_model(name, *PRESETS[name]), tmp_path)
 
 @pytest.mark.parametrize('end', [None, [], [3], [5, 3]])
