@@ -645,6 +645,7 @@ def test_the_page_asks_for_more_until_the_answer_is_there(show):
     field.fill('  '); field.press('Enter'); assert told() == []
     field.fill('<i>what?'); card.get_by_role('button', name='Send').click()
     assert told() == [{'say': '<i>what?'}] and field.input_value() == ''
+    settle(card)
     assert card.locator('.log').get_attribute('aria-busy') == 'true'
     for step, answer in enumerate(('', 'a ', 'a <b>')):
         put(detail={'asked': '<i>what?', 'answer': answer, 'step': step}); settle(card)
@@ -652,9 +653,11 @@ def test_the_page_asks_for_more_until_the_answer_is_there(show):
         assert [p.text_content() for p in card.locator('.log > div').last.locator('p').all()] == \
             ['You: <i>what?', 'Model: ' + (answer or '…')]
     field.fill('soon'); field.press('Enter'); settle(card); assert told() == []
+    put(detail={'asked': '<i>what?', 'answer': 'a <b>!', 'step': 3}); settle(card)
+    assert told() == [{'more': 3}] and field.input_value() == 'soon'      # more of the answer takes no line away
     assert 'One answer at a time' in card.locator('.say').first.inner_text()
     stop.click(); assert told() == [{'stop': True}]
-    put(detail={'asked': '<i>what?', 'answer': 'a <b>c', 'step': 3}); assert told() == []   # was on its way
+    put(detail={'asked': '<i>what?', 'answer': 'a <b>c', 'step': 4}); assert told() == []   # was on its way
     put(data=ChatBox(talk('a word', 'what?'), MACHINE).data, chosen={'turn': None}, detail={'line': ''})
     settle(card)
     assert card.locator('.facts').count() == 2 and not stop.is_visible() and field.input_value() == 'soon'
@@ -909,7 +912,7 @@ def test_a_live_chat_in_jupyterlab(open_notebook, lab):
     check_chat(card, value(nb, 'box.data'))
     assert value(nb, 'len(talk.turns)') == 3
 
-    nb.python('pause = .1')
+    nb.python('pause = .3')
     grown = growing(card, say(card, 'a piece'))                                # token by token
     assert nb.python('print(1 + 1)') == '2' and card.get_by_role('button', name='Stop').is_visible()
     field.fill('too soon'); field.press('Enter'); settle(card)

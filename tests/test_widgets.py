@@ -494,6 +494,7 @@ def test_one_answer_at_a_time(monkeypatch):
     page.tell(say='a word'); page.pull(2); page.tell(say='another')
     assert 'one answer at a time' in page.live.detail['line'] and page.live.detail['text'] == 'another'
     assert page.live.detail['step'] == 2 and page.live.detail['asked'] == 'a word'
+    page.pull(1); assert 'one answer' in page.live.detail['line'] and 'text' not in page.live.detail
     assert [t['asked'] for t in page.pull()] == ['a word']
 
 def test_somebody_else_goes_on_with_the_conversation(monkeypatch):

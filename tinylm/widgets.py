@@ -831,7 +831,8 @@ def _write(self:ChatBox, live):
     until = perf_counter() + .25
     for piece in self.answer:
         self.said += piece
-        live.detail = live.detail | {'answer': _plain(self.said), 'step': live.detail['step'] + 1}
+        more = {'answer': _plain(self.said), 'step': live.detail['step'] + 1}
+        live.detail = {k: v for k, v in live.detail.items() if k != 'text'} | more    # given back once
         if perf_counter() > until: return
     self._finish(live)
 

@@ -142,7 +142,7 @@ function chatBox(data, state, page) {
     const { step, line, text } = page.detail ?? {};
     pending = null;
     if (text && !field.value) field.value = text;
-    warning = line ?? '';
+    if (line != null || step == null) warning = line ?? '';   // more of the answer takes no line away
     if (step == null) stopping = false; else if (!stopping) tell({ more: step });
   };
 
