@@ -654,7 +654,7 @@ def test_the_page_asks_for_more_until_the_answer_is_there(show):
             ['You: <i>what?', 'Model: ' + (answer or '…')]
     field.fill('soon'); field.press('Enter'); settle(card); assert told() == []
     put(detail={'asked': '<i>what?', 'answer': 'a <b>!', 'step': 3}); settle(card)
-    assert told() == [{'more': 3}] and field.input_value() == 'soon'      # more of the answer takes no line away
+    assert told() == [{'more': 3}] and field.input_value() == 'soon'
     assert 'One answer at a time' in card.locator('.say').first.inner_text()
     stop.click(); assert told() == [{'stop': True}]
     put(detail={'asked': '<i>what?', 'answer': 'a <b>c', 'step': 4}); assert told() == []   # was on its way

@@ -2,6 +2,7 @@
 import gc, os, shutil, sys, threading, time, weakref
 from dataclasses import replace
 from math import exp
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -385,6 +386,43 @@ def test_a_helper_has_room_for_every_model_that_it_has_met(monkeypatch):
         assert worked.wait(10)
         assert all(has >= needs for has, needs in zip(rooms[-1], (plan.mine, plan.widest)))
     hands.close()
+
+@given(st.lists(st.tuples(st.integers(0, 3*2**20), st.integers(1, 5*2**20)), min_size=1, max_size=9))
+def test_large_pages_lie_under_the_tensors(gaps):
+    tensors, at = [], 2**30
+    for gap, n in gaps:
+        at += gap*4
+        tensors.append(SimpleNamespace(data_ptr=lambda at=at: at, nbytes=4*n)); at += 4*n
+    covered = [range(a, a + n, crew._LARGE) for a, n in crew._whole_pages(tensors[::-1])]
+    pages = [page for part in covered for page in part]
+    assert all(page % crew._LARGE == 0 for page in pages) and len(pages) == len(set(pages))
+    ends = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors]
+    for page in pages:
+        bare = crew._LARGE - sum(max(0, min(b, page + crew._LARGE) - max(a, page)) for a, b in ends)
+        assert bare <= crew._NEAR*len(ends)
+    alone = [page*crew._LARGE for a, b in ends for page in range(-(-a//crew._LARGE), b//crew._LARGE)]
+    assert {*alone} <= {*pages}
+
+@pytest.mark.parametrize('says', ['always [madvise] never', 'always madvise [never]', None])
+def test_a_large_model_asks_for_large_pages_once_and_is_the_same(monkeypatch, tmp_path, says):
+    if says and '[madvise]' in says and sys.platform != 'linux': pytest.skip('advice of Linux')
+    model, x, asked = small_model(n_embd=256, n_head=4), tokens(1, 3), []
+    with ordinary(): want = model.decode(x, 5, temperature=0)
+    monkeypatch.setattr(crew, '_LINUX', tmp_path/'enabled')
+    if says: (tmp_path/'enabled').write_text(says)
+    ask = crew._ask
+    def noted(madvise, spans): asked.append(spans); ask(madvise, spans)
+    monkeypatch.setattr(crew, '_ask', noted)
+    for _ in range(2): assert torch.equal(model.decode(x, 5, temperature=0), want)
+    for t in threading.enumerate():
+        if t.name == 'large pages': t.join()
+    if not says or '[never]' in says: assert asked == []; return
+    assert asked == [crew._whole_pages(crew._plans_of(model).stamp.tensors)] and '[madvise]' in says
+    with ordinary(): assert torch.equal(model.decode(x, 5, temperature=0), want)
+
+def test_a_small_model_asks_for_nothing(monkeypatch):
+    monkeypatch.setattr(crew, '_ask_for_large_pages', lambda tensors: pytest.fail('asked'))
+    crew._plans_of(small_model())
 
 def test_once_they_are_compiled_no_pass_waits_for_a_lock():
     "Somebody who was interrupted between two lines may never give it back."

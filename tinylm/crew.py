@@ -6,13 +6,14 @@
 __all__ = ['take_loops', 'native_reason']
 
 # %% ../nbs/crew.ipynb #c4e00004
-import atexit, os, sys, threading
+import atexit, ctypes, os, sys, threading
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from hashlib import sha256
 from inspect import getsource
 from itertools import chain, starmap
 from operator import is_
+from pathlib import Path
 from queue import SimpleQueue
 from shutil import rmtree
 from types import SimpleNamespace
@@ -267,6 +268,33 @@ def _hindered(model, plans):
     if torch._C._functorch.peek_interpreter_stack() is not None: return 'a transform of torch.func is on'
     return 'torch.compile is at work' if torch.compiler.is_compiling() else ''
 
+# %% ../nbs/crew.ipynb #14000054
+_LARGE, _NEAR = 2**21, 2**16 # bytes of a large page; between tensors that share one
+_HINT, _NOW = 14, 25 # `MADV_HUGEPAGE`, `MADV_COLLAPSE`
+_LINUX = Path('/sys/kernel/mm/transparent_hugepage/enabled')
+
+def _whole_pages(tensors): # addresses and bytes of all large pages under these tensors
+    spans = []
+    for at, n in sorted((t.data_ptr(), t.nbytes) for t in tensors):
+        if spans and at <= spans[-1][1] + _NEAR: spans[-1][1] = max(spans[-1][1], at + n)
+        else: spans.append([at, at + n])
+    inside = [(-(-a//_LARGE)*_LARGE, b//_LARGE*_LARGE) for a, b in spans]
+    return [(a, b - a) for a, b in inside if a < b]
+
+def _ask(madvise, spans):
+    for a, n in spans:
+        for advice in (_HINT, _NOW): madvise(a, n, advice)             # it holds no lock of Python
+
+def _ask_for_large_pages(tensors):
+    try: never = '[never]' in _LINUX.read_text()
+    except OSError: return                             # another system
+    if never: return
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    with suppress(RuntimeError):                       # no more threads
+        job = madvise, _whole_pages(tensors)
+        threading.Thread(target=_ask, args=job, name='large pages', daemon=True).start()
+
 # %% ../nbs/crew.ipynb #14000044
 class _Plans:
     "What a model is as plans, and a pass through one."
@@ -280,6 +308,7 @@ class _Plans:
         self.text = native._hidden_plan(model, head=True)
         self.shape, self.eps = (c.n_head, c.n_kv, c.head_size), float(model.norm.eps)
         self.size = sum(t.nbytes for t in model.parameters())
+        if self.size > ALONE: _ask_for_large_pages(self.stamp.tensors)
         self.at_once = min(AT_ONCE, 1 + SOON//self.size)
         self.rotary = model.blocks[0].attention.meet['rotary'] if c.positions == 'rotary' else None
         self.dynamic = self.rotary is not None and scaling_of(c)['rope_type'] == 'dynamic'
