@@ -671,6 +671,39 @@ def test_a_view_that_opens_in_the_middle_of_an_answer_goes_on_with_it(show):
     assert page.evaluate('() => window.told') == [{'more': 4}]
     assert page.locator('.log p').last.text_content() == 'Model: a w'
 
+def message_box(show, **detail):
+    "A live box on a page: its card, its field, what it told Python, and how it hears."
+    page = show(live(ChatBox(talk('a word'), MACHINE), **detail)); card = page.locator('.tlm')
+    def put(**detail): page.evaluate('d => window.put("detail", d)', detail); settle(card)
+    return page, card, card.get_by_label('Your message'), put
+
+def test_a_message_that_cannot_be_sent_stays(show):
+    page, card, field, _ = message_box(show)
+    page.evaluate("() => { window.fails = true; }"); say(card, 'a long one'); settle(card)
+    assert field.input_value() == 'a long one'
+    assert 'The kernel cannot be reached' in card.locator('.say').first.inner_text()
+    page.evaluate("() => { window.fails = false; }"); field.press('Enter'); settle(card)
+    assert page.evaluate('() => window.told') == [{'say': 'a long one'}]
+
+def test_what_comes_back_is_put_before_what_was_typed_since_and_only_where_it_came_from(show):
+    page, card, field, put = message_box(show)
+    field.fill('mine'); field.press('Enter'); field.fill('nex')
+    put(line='ValueError: no', text='of another view'); assert field.input_value() == 'nex'
+    put(line='ValueError: no', text='mine'); assert field.input_value() == 'mine\nnex'
+    say(card, 'first'); field.press('Escape'); settle(card); say(card, 'second')
+    put(asked='first', answer='', step=0); put(line='', text='first')         # stopped before the second
+    put(asked='second', answer='', step=0)
+    assert field.input_value() == 'first'
+
+def test_a_view_that_opens_after_a_refusal_shows_it(show):
+    page, card, field, _ = message_box(show, line='ValueError: no', text='mine'); settle(card)
+    assert field.input_value() == 'mine' and card.locator('.say').first.inner_text() == 'ValueError: no'
+
+def test_half_a_letter_is_replaced(show):
+    page, card, field, _ = message_box(show)
+    field.evaluate("e => { e.value = 'a\\ud83d'; }"); field.press('Enter')
+    assert page.evaluate('() => window.told') == [{'say': 'a\ufffd'}]
+
 # --- strangers in the text
 
 @pytest.mark.parametrize('i', KINDS)
@@ -752,7 +785,8 @@ def test_whatever_takes_the_focus_has_a_name(show, i):
 LIVE = '''<div id="el"></div><script type="module">{drawing}
 const state = {values}; window.told = []; window.on = {{}};
 const model = {{ get: k => state[k], set: (k, v) => {{ state[k] = v; }}, save_changes() {{}}, off() {{}},
-  on: (event, f) => {{ window.on[event] = f; }}, send: message => window.told.push(message) }};
+  on: (event, f) => {{ window.on[event] = f; }},
+  send: message => {{ if (window.fails) throw Error('no'); window.told.push(message); }} }};
 window.put = (k, v) => {{ state[k] = v; window.on['change:' + k]?.(); }};
 render({{ model, el: document.querySelector('#el') }});
 </script>'''

@@ -1,6 +1,7 @@
 "A conversation over a kept cache is a fresh model that reads all again, whatever was stopped or dropped."
-import warnings
+import threading, time, warnings
 from inspect import signature
+from itertools import islice
 from time import perf_counter
 
 import pytest
@@ -93,6 +94,20 @@ def test_a_new_message_ends_the_answer_before():
     late = c.say('one that nobody reads')
     ''.join(c.say('another'))
     assert list(late) == [] and len(c.messages) == 6
+
+def test_a_message_from_another_thread_ends_the_answer_before(monkeypatch):
+    model = talker(); c, heard, errors = chat(model, max_new_tokens=200), [], []
+    begun = threading.Event()
+    def slowly(*_): begun.set(); time.sleep(.005)
+    hook = model.blocks[0].register_forward_pre_hook(slowly)
+    def first():
+        try: heard.extend(c.say('what is a token?'))
+        except Exception as e: errors.append(e)
+    t = threading.Thread(target=first); t.start(); begun.wait()
+    answer = c.say('a word'); second = ''.join(islice(answer, 3)); answer.close(); t.join(); hook.remove()
+    assert errors == [] and c.messages[-1]['content'] == second
+    assert c.messages[-2]['content'] == 'a word' and len(c.messages) == 2 + 2*bool(heard)
+    agrees_with_its_cache(c)
 
 @settings(quick, max_examples=60)
 @given(st.sampled_from(sorted(FAILURES)), st.integers(1, 1500), st.integers(0, 3))

@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinylm import (ATTENTION, Engine, KVCache, LanguageModel, LMConfig, ModelDrafter, NGramDrafter,
                     PagedKVCache, Request, Sampling, crew, fused_attention, native, native_reason, take_loops)
-from tinylm.model import COMPILE
+from tinylm.cache import Cached
+from tinylm.model import COMPILE, TokenTable
+from tinylm.quantize import Int8, Int8Linear, Int8Table
 
 pytest.importorskip('numba', reason='pip install numba')
 pytestmark = pytest.mark.skipif(os.environ.get('TINYLM_DEVICE', 'cpu') != 'cpu', reason='loops run on a CPU')
@@ -276,6 +278,24 @@ def test_a_cache_that_attends_in_its_own_way_is_asked(passes):
         cache = KVCache.of(model); cache.makes = Deaf
         got = model.hidden(x, cache)
         assert not passes and not close(got, model.hidden(x, KVCache.of(model)))
+
+@pytest.mark.parametrize('owner, name', [
+    (TokenTable, 'forward'), (nn.Embedding, 'forward'), (Int8, 'scores'), (Int8Linear, 'scores'),
+    (Int8Table, 'forward'), (Cached, 'take'), (Cached, 'attend'), (LanguageModel, 'hidden')])
+def test_a_method_that_somebody_replaces_means_the_ordinary_path(monkeypatch, passes, owner, name):
+    model, method = small_model(weights='int8').eval(), getattr(owner, name)
+    assert native_reason(model) == ''
+    monkeypatch.setattr(owner, name, lambda *args, **more: method(*args, **more))
+    assert native_reason(model) == 'a method of the library is replaced'
+    model.decode(tokens(1, 3), 2); assert not passes
+
+def test_who_listens_to_a_pass_hears_its_layers(passes):
+    model, x, heard = small_model().eval(), tokens(1, 3), []
+    with torch.no_grad(), model.begin(x, KVCache.of(model)) as p:
+        attend = p.attend
+        p.attend = lambda layer, *args: heard.append(layer) or attend(layer, *args)
+        got = p.hidden(model, x)
+    assert heard == [0, 1] and not passes and close(got, model.hidden(x, KVCache.of(model)))
 
 def shorter(m): m.config = replace(m.config, block_size=8)
 def longer(m): m.config.block_size = 512

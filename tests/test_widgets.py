@@ -6,7 +6,7 @@ import nbformat
 import pytest
 import torch
 from conftest import ROOT
-from helpers import failing, run_python
+from helpers import failing, quick, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_conversation import MACHINE, TOKENIZER, agrees_with_its_cache, talker
@@ -504,6 +504,31 @@ def test_somebody_else_goes_on_with_the_conversation(monkeypatch):
     turns = page.pull()
     assert [(t['asked'], t['ended']) for t in turns][0] == ('a word', 'stopped')
     assert turns[1]['asked'] == 'from a cell' and page.live.detail == {'line': ''}
+
+def test_a_message_is_kept_or_given_back_whatever_cells_say_meanwhile(monkeypatch):
+    page = Page(ChatBox(chat(talker(), max_new_tokens=9), MACHINE)); slow(monkeypatch)
+    page.tell(say='a word'); ''.join(page.box.talk.say('from a cell'))          # ended before its first piece
+    page.pull(); assert page.live.detail == {'line': '', 'text': 'a word'}
+    half = page.box.talk.say('from a cell'); next(half)                       # ended by what the page says
+    page.tell(say='x'*9000); assert page.live.detail['text'] == 'x'*9000
+    half = page.box.talk.say('from a cell'); next(half)
+    page.tell(say='a piece'); page.tell(stop=True); assert page.live.detail == {'line': '', 'text': 'a piece'}
+
+def test_a_widget_shown_anew_ends_the_answer_that_nobody_asks_for(monkeypatch):
+    page = Page(ChatBox(chat(talker(), max_new_tokens=9), MACHINE)); slow(monkeypatch)
+    page.tell(say='a word'); page.pull(2)
+    anew = Page(page.box); anew.tell(say='another')
+    assert page.live.detail == {'line': ''} and anew.live.detail['asked'] == 'another'
+    first, second = anew.pull()
+    assert (first['asked'], first['ended'], second['asked']) == ('a word', 'stopped', 'another')
+
+@settings(quick, max_examples=40)
+@given(st.integers(2, 90))
+def test_an_interrupt_gives_a_message_back_or_keeps_it(n):
+    page = Page(ChatBox(chat(talker(), max_new_tokens=2), MACHINE))
+    with failing('line', n): page.tell(say='a word')
+    turns, told = page.pull(), page.live.detail
+    assert told.get('text', 'a word') == 'a word' and len(turns) == ('text' not in told)
 
 @pytest.mark.parametrize('error, line',
     [(KeyboardInterrupt(), ''), (RuntimeError('no\nroom'), 'RuntimeError: ')])

@@ -7,8 +7,11 @@ __all__ = ['Turn', 'Conversation', 'chat', 'phases_of']
 
 # %% ../nbs/conversation.ipynb #c0a70004
 import warnings
+from collections.abc import Generator
 from dataclasses import dataclass, field
+from inspect import GEN_CLOSED, getgeneratorstate
 from statistics import mean
+from threading import RLock
 from time import perf_counter
 
 import torch
@@ -134,6 +137,26 @@ def _book(chat, turn, token, seconds):
     line.costs.append(chat.model.config.pass_cost(new, past, last_only=True, itemsize=size))
     line.tokens.append(token); line.seconds.append(seconds)
 
+# %% ../nbs/conversation.ipynb #c0a70055
+class _Pieces(Generator):
+    "The pieces of an answer, for whoever asks, from any thread."
+    def __init__(self, pieces): self.pieces, self.lock, self.over = pieces, RLock(), False
+
+    @property
+    def ended(self): return getgeneratorstate(self.pieces) == GEN_CLOSED
+
+    def send(self, value):
+        with self.lock:
+            if self.over: self.pieces.close()
+            return self.pieces.send(value)
+
+    def throw(self, *error):
+        with self.lock: return self.pieces.throw(*error)
+
+    def close(self):
+        self.over = True
+        with self.lock: self.pieces.close()
+
 # %% ../nbs/conversation.ipynb #c0a70019
 @patch
 def say(self:Conversation,
@@ -146,7 +169,7 @@ def say(self:Conversation,
     if dropped:
         warnings.warn(f'the conversation no longer fits: its {dropped} oldest messages are left out',
                       stacklevel=2)
-    self._answer = _answered(self, messages, ids, Turn(0, 0, dropped))
+    self._answer = _Pieces(_answered(self, messages, ids, Turn(0, 0, dropped)))
     return self._answer
 
 # %% ../nbs/conversation.ipynb #c0a70020

@@ -34,7 +34,7 @@ from .model import COMPILE, MLP, NATIVE, Block, Fresh, LanguageModel, Pass, Toke
 from .modern import QKNorm, Rotary, SwiGLU, scaling_of
 from .native import AT, COLUMNS, COUNTS, DST, INS, INSIDE, NUMBER, OUTS, ROWS, SIZE
 from .paged import Batch, Paged
-from .quantize import Int8Linear, Int8Table
+from .quantize import Int8, Int8Linear, Int8Table
 
 # %% ../nbs/crew.ipynb #c4e00007
 FEW = 16 # rows, in float32; PyTorch is hard to beat with more
@@ -201,11 +201,11 @@ _KNOWN = (LanguageModel, Block, CausalSelfAttention, MLP, SwiGLU, QKNorm, Rotary
           Int8Linear, nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.Dropout, nn.ModuleList,
           nn.ModuleDict)
 _ASKED = {'begin', 'hidden', 'logits'} # what a step asks a model for
-_NAMES = 'forward', *_ASKED, 'embed', 'heads', 'scores', 'turns', 'attend', '__call__'
+_NAMES = 'forward', *_ASKED, 'embed', 'heads', 'scores', 'turns', 'attend', 'take', '__call__'
 
-_INHERITED = '__call__', 'hidden' # which a class gets from another, unless somebody gives it its own
+_INHERITED = '__call__', 'hidden', 'forward', 'scores' # a class gets them from another, until it has its own
 # the members of a class, a name, and what stood there at first
-_WRITTEN = [(vars(t), name, vars(t).get(name)) for t in (*_KNOWN, nn.Module, Pass, Fresh, Cached, Paged)
+_WRITTEN = [(vars(t), name, vars(t).get(name)) for t in (*_KNOWN, nn.Module, Int8, Pass, Fresh, Cached, Paged)
             for name in _NAMES if name in vars(t) or name in _INHERITED]
 _KERNELS = dict(ATTENTION)
 
@@ -412,6 +412,7 @@ class _Few(Pass):
     def attend(self, *args, **more): return self.p.attend(*args, **more)
 
     def hidden(self, model, idx):
+        if 'attend' in vars(self): return super().hidden(model, idx)   # somebody's own
         plans, parts = _plans_of(model), []
         if model is not self.model or _reason(model, plans): return self.p.hidden(model, idx)
         cache = KVCache.of(model, *idx.shape) if type(self.p) is Fresh else self.cache

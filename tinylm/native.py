@@ -46,7 +46,7 @@ def _float_dots(W, x, R, y): # y[r, j] = W[j] · x[r]
 
 # %% ../nbs/14_close_to_the_machine.ipynb #14d00025
 @_loop
-def _four_rows(W, lo, hi, x, y): # sixteen sums side by side
+def _four_rows(W, lo, hi, x, y): # sixteen sums side by side; x and y have four rows
     n = len(W)//4
     for j in range(lo, hi):
         a = b = c = d = e = f = g = h = np.float32(0)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
-from inspect import GEN_CLOSED, getgeneratorstate
 from io import BytesIO
 from itertools import accumulate
 from math import ceil, gcd, isfinite, log10
@@ -776,7 +775,8 @@ class ChatBox(Widget):
             if not right: raise ValueError(f'{name} is {type(value).__name__}: expected a {name.title()}')
         if turn is not None: check_count('turn', turn, 0, len(_chat_turns(conversation, None)[0]) - 1)
         self.talk, self.machine, self.chosen = conversation, machine, {'turn': turn}
-        self.answer, self.said, self.before = None, '', 0      # what is being written, and turns before it
+        # what is being written, where it is shown, and the turns before it
+        self.answer, self.live, self.said, self.before = None, None, '', 0
         if machine is None and device_of(conversation.model).type == 'cpu': self.machine = Machine.measure()
 
     @property
@@ -807,19 +807,22 @@ def _hear(self:ChatBox, live, message):
         elif 'step' not in live.detail: return               # a late word: that answer is over
         elif not self._writes() or 'stop' in message: self._finish(live)
         elif message.get('more') == live.detail['step']: self._write(live)
-    except KeyboardInterrupt: self._finish(live)
-    except Exception as e: self._finish(live, f'{type(e).__name__}: {shown(str(e), 200)}')
+    except KeyboardInterrupt: self._finish(live, asked=_asked(message))
+    except Exception as e: self._finish(live, f'{type(e).__name__}: {shown(str(e), 200)}', _asked(message))
+
+def _asked(message): return message.get('say', '') if isinstance(message, dict) else ''
 
 @patch
-def _writes(self:ChatBox): return self.answer is not None and getgeneratorstate(self.answer) != GEN_CLOSED
+def _writes(self:ChatBox): return self.answer is not None and not self.answer.ended
 
 # %% ../nbs/widgets.ipynb #ca7b0005
 @patch
 def _begin(self:ChatBox, live, text):
+    if self._writes() and live is not self.live: self._finish(self.live)   # of a page that may be gone
     if self._writes():
         live.detail = live.detail | {'line': 'one answer at a time: wait for it, or stop it', 'text': text}
         return
-    self.said, self.before = '', len(self.talk.turns)
+    self.live, self.said, self.before = live, '', len(self.talk.turns)
     live.detail = {'asked': text, 'answer': '', 'step': 0}
     # of messages that are left out: the turn says so
     with warnings.catch_warnings():
@@ -837,11 +840,13 @@ def _write(self:ChatBox, live):
     self._finish(live)
 
 @patch
-def _finish(self:ChatBox, live, line=''):
+def _finish(self:ChatBox, live, line='', asked=''):
     "Show what was kept; a message that came to nothing goes back into the field."
     if self.answer is not None: self.answer.close()
-    self.answer, asked = None, live.detail.get('asked', '')
-    lost = {} if len(self.talk.turns) > self.before else {'text': asked}
+    self.answer, asked = None, live.detail.get('asked', asked)
+    new = len(self.talk.turns) - self.before           # cells may have asked as well
+    said = [m['content'] for m in self.talk.messages if m['role'] == 'user']
+    lost = {} if new and asked in said[-new:] else {'text': asked}
     with live.hold_sync():
         live.data, live.chosen, live.detail = self.data, {'turn': None}, {'line': line} | lost
 

@@ -91,6 +91,7 @@ function rooflinePlot(machine, phases, width) {   // both phases under the limit
 function chatBox(data, state, page) {
   const live = Boolean(page.send);
   let hover = null, token = 0, pending = null, stopping = false, warning = '', drawn = null, built = '';
+  const sent = new Set([page.detail?.text]);   // what may come back to this view
   const turns = () => page.data.turns;
   const at = () => clamp(state.turn ?? turns().length - 1, 0, turns().length - 1);
   const writing = () => pending ?? (page.detail?.step != null ? page.detail : null);
@@ -116,13 +117,18 @@ function chatBox(data, state, page) {
 
   // what is said next
   function ask() {
-    const text = field.value;
+    const text = field.value.toWellFormed?.() ?? field.value;   // half a letter cannot be sent
     if (!text.trim()) return;
     if (writing()) { warning = 'One answer at a time: wait for it, or stop it.'; page.draw(); return; }
-    pending = { asked: text, answer: '' }; field.value = ''; stopping = false; warning = '';
-    tell({ say: text }); page.draw();
+    pending = { asked: text, answer: '' }; sent.add(text); field.value = ''; stopping = false; warning = '';
+    tell({ say: text });
+    if (!pending) takeBack(text);
+    page.draw();
   }
   function stop() { stopping = true; pending = null; tell({ stop: true }); field.focus(); page.draw(); }
+  function takeBack(text) {   // before what was typed since
+    if (sent.delete(text)) field.value = [text, field.value].filter(Boolean).join('\n');
+  }
   function tell(message) {
     try { page.send(message); }
     catch (e) { pending = null; warning = `The kernel cannot be reached: ${e.message}`; }
@@ -141,7 +147,7 @@ function chatBox(data, state, page) {
   page.heard = () => {   // Python has something new
     const { step, line, text } = page.detail ?? {};
     pending = null;
-    if (text && !field.value) field.value = text;
+    if (text) takeBack(text);
     if (line != null || step == null) warning = line ?? '';   // more of the answer takes no line away
     if (step == null) stopping = false; else if (!stopping) tell({ more: step });
   };
@@ -241,7 +247,7 @@ function chatBox(data, state, page) {
       live ? 'Enter sends, Shift and Enter break the line, Escape stops.'
         : 'This is a record. In a notebook, widget() makes one that takes messages.'));
   page.host.setAttribute('data-lm-suppress-shortcuts', 'true');   // JupyterLab's, for whoever types here
-  if (page.detail?.step != null) page.heard();   // shown anew in the middle of an answer
+  if (page.detail?.step != null || page.detail?.line || page.detail?.text) page.heard();   // shown anew
 
   return function draw() {
     const w = writing(), low = log.scrollHeight - log.scrollTop - log.clientHeight < 30;
