@@ -961,9 +961,12 @@ def test_a_live_chat_in_jupyterlab(open_notebook, lab):
     card.get_by_role('button', name='■ Stop').click()
     answers.nth(4).wait_for()
     assert 'stopped' in answers.nth(4).inner_text()
+    growing(card, say(card, 'a word'))                           # a cell speaks, which Jupyter runs beside it
+    assert nb.python('pause = 0.; print("".join(talk.say("a piece")) != "")') == 'True'
+    answers.nth(5).wait_for(); assert 'stopped' in answers.nth(5).inner_text()
     say(card, 'a'*9000); card.get_by_text('ValueError: ').wait_for()           # one line, and nothing is lost
-    assert field.input_value() == 'a'*9000 and answers.count() == 5
-    nb.python('pause = 0.'); say(card, 'a word'); answers.nth(5).wait_for()
+    assert field.input_value() == 'a'*9000 and answers.count() == 7
+    say(card, 'a word'); answers.nth(7).wait_for()
     check_chat(card, value(nb, 'box.data'))
     dark(page); check_dark(card)
     assert page.bad == []
