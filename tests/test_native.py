@@ -440,6 +440,15 @@ def test_a_large_model_asks_for_large_pages_once_and_is_the_same(monkeypatch, tm
     assert asked == [crew._whole_pages(crew._plans_of(model).stamp.tensors)] and '[madvise]' in says
     with ordinary(): assert torch.equal(model.decode(x, 5, temperature=0), want)
 
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
+def test_a_child_leaves_shared_memory_alone(monkeypatch, tmp_path):
+    (tmp_path/'enabled').write_text('[madvise]'); monkeypatch.setattr(crew, '_LINUX', tmp_path/'enabled')
+    if not (child := os.fork()):
+        crew._whole_pages = lambda tensors: os._exit(3)
+        try: crew._ask_for_large_pages([torch.ones(9)]); os._exit(0)
+        except BaseException: os._exit(4)
+    assert os.waitpid(child, 0)[1] == 0
+
 def test_a_small_model_asks_for_nothing(monkeypatch):
     monkeypatch.setattr(crew, '_ask_for_large_pages', lambda tensors: pytest.fail('asked'))
     crew._plans_of(small_model())

@@ -64,7 +64,8 @@ def _primitives():
                 _added=shared('add'), _swapped=shared('xchg'), _looked=shared('load'))
 
 # %% ../nbs/crew.ipynb #14000031
-_state = SimpleNamespace(write=None, why='') # `_write`, once it is compiled; or why it cannot be
+# `_write`, once it is compiled, or why it cannot be; whether memory is shared with a parent
+_state = SimpleNamespace(write=None, why='', child=False)
 
 def _say(words): print('tinylm:', words, file=sys.stderr, flush=True)
 
@@ -189,7 +190,9 @@ class _Crew:
 def _new_crew(): _state.crew, _state.lock = _Crew(), threading.RLock()
 
 _new_crew()
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_new_crew)
+def _child(): _new_crew(); _state.child = True
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_child)
 atexit.register(lambda: _state.crew.close())
 
 def _helpers(): # besides the thread that asks
@@ -288,7 +291,7 @@ def _ask(madvise, spans):
 def _ask_for_large_pages(tensors):
     try: never = '[never]' in _LINUX.read_text()
     except OSError: return                             # another system
-    if never: return
+    if never or _state.child: return
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     with suppress(RuntimeError):                       # no more threads
