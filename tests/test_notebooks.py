@@ -60,6 +60,29 @@ def test_run_all_from_a_fresh_kernel(path, request):
         said = printed(nb.cells[at])
         assert said.startswith('Right.' if kind == 'right' else 'Not yet'), f'{why}: {said}\n{check}'
 
+AGAIN = """
+import contextlib as _c, io as _i, time as _t
+_end, _said = _t.time() + 3, []
+while _t.time() < _end and len(_said) < 400:
+    with _c.redirect_stdout(_i.StringIO()) as _out: exec({check!r}, globals())
+    _said.append(_out.getvalue().startswith('Right.'))
+print(sum(_said), len(_said))
+"""
+
+@pytest.mark.slow
+@pytest.mark.trained
+@pytest.mark.skipif('TINYLM_LONG' not in os.environ, reason='TINYLM_LONG=1 runs it: minutes')
+@pytest.mark.parametrize('path', LESSONS, ids=names)
+def test_a_check_that_draws_its_cases_judges_the_same_each_time(path):
+    nb = nbformat.read(path, 4)
+    checks = [c for c in with_answers(nb, path) if c[1:3] != ('wrong', 'an empty answer')]
+    for at, *_, check in checks: nb.cells[at].source = AGAIN.format(check=check)
+    NotebookClient(nb, timeout=600, kernel_name='python3',
+                   resources={'metadata': {'path': ROOT/'nbs'}}).execute()
+    for at, kind, why, _ in checks:
+        right, n = map(int, printed(nb.cells[at]).split()[-2:])
+        assert right == (n if kind == 'right' else 0), f'{why}: {right} of {n}'
+
 @pytest.mark.parametrize('path', LESSONS, ids=names)
 def test_every_lesson_has_its_parts(path):
     text = '\n'.join(c.source for c in cells(path) if c.cell_type == 'markdown')
