@@ -47,6 +47,10 @@ def with_answers(nb, path):
 
 def printed(cell): return ''.join(o.get('text', '') for o in cell.outputs if o.get('name') == 'stdout')
 
+def run_all(nb):
+    place = {'metadata': {'path': ROOT/'nbs'}}
+    NotebookClient(nb, timeout=600, kernel_name='python3', resources=place).execute()
+
 @pytest.mark.slow
 @pytest.mark.trained
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=names)
@@ -54,8 +58,7 @@ def test_run_all_from_a_fresh_kernel(path, request):
     if path.stem.startswith('13'): request.getfixturevalue('demo')
     nb = nbformat.read(path, 4)
     checks = with_answers(nb, path)
-    NotebookClient(nb, timeout=600, kernel_name='python3',
-                   resources={'metadata': {'path': ROOT/'nbs'}}).execute()
+    run_all(nb)
     for at, kind, why, check in checks:
         said = printed(nb.cells[at])
         assert said.startswith('Right.' if kind == 'right' else 'Not yet'), f'{why}: {said}\n{check}'
@@ -77,8 +80,7 @@ def test_a_check_that_draws_its_cases_judges_the_same_each_time(path):
     nb = nbformat.read(path, 4)
     checks = [c for c in with_answers(nb, path) if c[1:3] != ('wrong', 'an empty answer')]
     for at, *_, check in checks: nb.cells[at].source = AGAIN.format(check=check)
-    NotebookClient(nb, timeout=600, kernel_name='python3',
-                   resources={'metadata': {'path': ROOT/'nbs'}}).execute()
+    run_all(nb)
     for at, kind, why, _ in checks:
         right, n = map(int, printed(nb.cells[at]).split()[-2:])
         assert right == (n if kind == 'right' else 0), f'{why}: {right} of {n}'

@@ -206,10 +206,9 @@ _KNOWN = (LanguageModel, Block, CausalSelfAttention, MLP, SwiGLU, QKNorm, Rotary
 _ASKED = {'begin', 'hidden', 'logits'} # what a step asks a model for
 _NAMES = 'forward', *_ASKED, 'embed', 'heads', 'scores', 'turns', 'attend', 'take', '__call__'
 
-_INHERITED = '__call__', 'hidden', 'forward', 'scores' # a class gets them from another, until it has its own
-# the members of a class, a name, and what stood there at first
+# the members of a class, a name that it knows, its own or inherited, and what stood there at first
 _WRITTEN = [(vars(t), name, vars(t).get(name)) for t in (*_KNOWN, nn.Module, Int8, Pass, Fresh, Cached, Paged)
-            for name in _NAMES if name in vars(t) or name in _INHERITED]
+            for name in _NAMES if hasattr(t, name)]
 _KERNELS = dict(ATTENTION)
 
 def _tensors(m): return [t for t in chain(m._parameters.values(), m._buffers.values()) if t is not None]

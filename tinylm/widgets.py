@@ -818,10 +818,10 @@ def _writes(self:ChatBox): return self.answer is not None and not self.answer.en
 # %% ../nbs/widgets.ipynb #ca7b0005
 @patch
 def _begin(self:ChatBox, live, text):
-    if self._writes() and live is not self.live: self._finish(self.live)   # of a page that may be gone
-    if self._writes():
+    if self._writes() and live is self.live:
         live.detail = live.detail | {'line': 'one answer at a time: wait for it, or stop it', 'text': text}
         return
+    if self._writes(): self._finish(self.live)         # of a page that may be gone
     self.live, self.said, self.before = live, '', len(self.talk.turns)
     live.detail = {'asked': text, 'answer': '', 'step': 0}
     # of messages that are left out: the turn says so

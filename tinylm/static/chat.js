@@ -91,7 +91,7 @@ function rooflinePlot(machine, phases, width) {   // both phases under the limit
 function chatBox(data, state, page) {
   const live = Boolean(page.send);
   let hover = null, token = 0, pending = null, stopping = false, warning = '', drawn = null, built = '';
-  const sent = new Set([page.detail?.text]);   // what may come back to this view
+  const sent = new Set([page.detail?.text ?? '']);   // what may come back to this view
   const turns = () => page.data.turns;
   const at = () => clamp(state.turn ?? turns().length - 1, 0, turns().length - 1);
   const writing = () => pending ?? (page.detail?.step != null ? page.detail : null);
@@ -121,9 +121,7 @@ function chatBox(data, state, page) {
     if (!text.trim()) return;
     if (writing()) { warning = 'One answer at a time: wait for it, or stop it.'; page.draw(); return; }
     pending = { asked: text, answer: '' }; sent.add(text); field.value = ''; stopping = false; warning = '';
-    tell({ say: text });
-    if (!pending) takeBack(text);
-    page.draw();
+    tell({ say: text }); page.draw();
   }
   function stop() { stopping = true; pending = null; tell({ stop: true }); field.focus(); page.draw(); }
   function takeBack(text) {   // before what was typed since
@@ -131,7 +129,9 @@ function chatBox(data, state, page) {
   }
   function tell(message) {
     try { page.send(message); }
-    catch (e) { pending = null; warning = `The kernel cannot be reached: ${e.message}`; }
+    catch (e) {
+      pending = null; warning = `The kernel cannot be reached: ${e.message}`; takeBack(message.say);
+    }
   }
   const field = h('textarea', { id: 'message', rows: 2, dir: 'auto', keydown: e => {
     if (e.key === 'Enter' && !e.isComposing) {   // JupyterLab lets no line break through
@@ -147,7 +147,7 @@ function chatBox(data, state, page) {
   page.heard = () => {   // Python has something new
     const { step, line, text } = page.detail ?? {};
     pending = null;
-    if (text) takeBack(text);
+    takeBack(text);
     if (line != null || step == null) warning = line ?? '';   // more of the answer takes no line away
     if (step == null) stopping = false; else if (!stopping) tell({ more: step });
   };
@@ -247,7 +247,7 @@ function chatBox(data, state, page) {
       live ? 'Enter sends, Shift and Enter break the line, Escape stops.'
         : 'This is a record. In a notebook, widget() makes one that takes messages.'));
   page.host.setAttribute('data-lm-suppress-shortcuts', 'true');   // JupyterLab's, for whoever types here
-  if (page.detail?.step != null || page.detail?.line || page.detail?.text) page.heard();   // shown anew
+  page.heard();   // shown anew, perhaps in the middle of an answer
 
   return function draw() {
     const w = writing(), low = log.scrollHeight - log.scrollTop - log.clientHeight < 30;
